@@ -1,0 +1,1 @@
+"""Facts about a module and its outputs: metrics, cost, statistics."""

@@ -1,0 +1,73 @@
+"""Honest timings: programs run in turn, and what is compared are ratios within one round."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one program over all rounds, and its ratio to the first program's.
+
+    Attributes:
+        median: Median of the seconds per run.
+        low: Lower quartile.
+        high: Upper quartile.
+        ratio: Median over the rounds of (these seconds / the first program's in the same round).
+        ratio_low: Lower quartile of that ratio.
+        ratio_high: Upper quartile of that ratio.
+        rounds: How many runs were counted.
+    """
+
+    median: float
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    rounds: int
+
+
+def interleave(
+    programs: Mapping[str, Callable[[], object]], *, seconds: float = 2.0, rounds: int | None = None
+) -> dict[str, Timing]:
+    """Time programs in turn, A B C A B C, so that a drifting machine hits all of them alike.
+
+    Args:
+        programs: What to call, by name; the first is what the others are compared with.
+        seconds: About how long the whole measurement may take, when `rounds` is None.
+        rounds: How often each program runs, after one warm-up.
+    """
+    for call in programs.values():
+        call()
+    started = time.perf_counter()
+    measured: dict[str, list[float]] = {name: [] for name in programs}
+    while True:
+        for name, call in programs.items():
+            before = time.perf_counter()
+            call()
+            measured[name].append(time.perf_counter() - before)
+        done = len(next(iter(measured.values())))
+        if done >= rounds if rounds is not None else _enough(done, started, seconds):
+            break
+    first = next(iter(measured.values()))
+    return {name: _timing(times, first) for name, times in measured.items()}
+
+
+def _enough(done: int, started: float, seconds: float) -> bool:
+    return done >= 5 and time.perf_counter() - started > seconds
+
+
+def _timing(times: list[float], first: list[float]) -> Timing:
+    ratios = [a / b for a, b in zip(times, first, strict=True)]
+    return Timing(*_quartiles(times), *_quartiles(ratios), rounds=len(times))
+
+
+def _quartiles(numbers: list[float]) -> tuple[float, float, float]:
+    if len(numbers) < 2:
+        return numbers[0], numbers[0], numbers[0]
+    low, median, high = statistics.quantiles(numbers, n=4, method="inclusive")
+    return median, low, high

@@ -1,0 +1,199 @@
+"""`aigcc build`: a model in, an artifact out, and a table of what that changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aigcc.cli.arguments import DataRoots, Json, Model, Out, SamplesOption, Threads
+from aigcc.cli.render import as_json, console, progress, seconds, size, table
+
+
+class Verify(StrEnum):
+    """How much a build checks."""
+
+    off = "off"
+    structure = "structure"
+    numeric = "numeric"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command()(build)
+
+
+def build(
+    model: Model,
+    target: Annotated[
+        str,
+        typer.Option("--target", "-t", help="For example mobile, gpu, or 'mobile(weights=fp16)'."),
+    ],
+    out: Out,
+    passes: Annotated[
+        str | None,
+        typer.Option("--passes", "-p", help="The pipeline, instead of the target's own."),
+    ] = None,
+    samples: SamplesOption = None,
+    dump_ir: Annotated[
+        Path | None,
+        typer.Option(
+            "--dump-ir",
+            metavar="DIR",
+            help="Write the IR as text after every pass that changed it.",
+        ),
+    ] = None,
+    print_after: Annotated[
+        str | None, typer.Option("--print-after", metavar="PASS", help="Print the IR after a pass.")
+    ] = None,
+    verify: Annotated[
+        Verify,
+        typer.Option(
+            help="numeric: also run both models and compare; structure: check the IR only."
+        ),
+    ] = Verify.numeric,
+    jobs: Threads = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an artifact that lies at --out.")
+    ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(help="Time the original and the artifact, where this machine can run it."),
+    ] = True,
+    data_root: DataRoots = None,
+    json: Json = False,
+) -> None:
+    """Build a model for a device.
+
+    Example: `aigcc build model.onnx --target mobile -o out`
+    """
+    from aigcc import driver
+    from aigcc.pipeline.dump import Dump, PrintAfter
+    from aigcc.pipeline.manager import Observer
+
+    observers: list[Observer] = []
+    if dump_ir is not None:
+        observers.append(Dump(dump_ir))
+    if print_after is not None:
+        observers.append(PrintAfter(print_after))
+    with progress(quiet=json) as report:
+        made = driver.build(
+            model,
+            target,
+            out,
+            passes=passes,
+            samples=samples,
+            observers=observers,
+            verify=verify.value,
+            overwrite=overwrite,
+            threads=jobs,
+            roots=data_root or (),
+            progress=report,
+        )
+        timing = _latency(made, jobs) if latency else None
+    facts = _facts(made, timing)
+    if json:
+        as_json(facts)
+    else:
+        _show(facts)
+
+
+def _latency(made: Any, jobs: int | None) -> dict[str, Any] | None:
+    from aigcc.benchmark import interleave
+    from aigcc.runtime import OrtSession
+    from aigcc.targets import make_target
+
+    artifact = made.artifact
+    session = make_target(artifact.manifest["target"]).session(artifact.folder, artifact.entry)
+    if session is None:
+        return None
+    feeds = next(iter(made.samples))
+    before = OrtSession(made.original, optimise=True, threads=jobs)
+    timings = interleave({"before": lambda: before.run(feeds), "after": lambda: session.run(feeds)})
+    return {name: dataclasses.asdict(timing) for name, timing in timings.items()}
+
+
+def _facts(made: Any, timing: dict[str, Any] | None) -> dict[str, Any]:
+    manifest = made.artifact.manifest
+    return {
+        "artifact": str(made.artifact.folder),
+        "target": manifest["target"],
+        "entry": manifest["entry"],
+        "nodes": manifest["nodes"],
+        "bytes": {"before": _weight_bytes(made.original), "after": _device_bytes(manifest)},
+        "latency": timing,
+        "quality": manifest["quality"],
+        "passes": [dataclasses.asdict(run) for run in made.runs],
+        "facts": manifest["facts"],
+    }
+
+
+def _weight_bytes(module: Any) -> int:
+    """Bytes of the model's file and its data; of its weights, where it came from no file."""
+    path = module.path
+    if path is not None and path.suffix == ".onnx":
+        from aigcc.ir.storage import file_bytes
+
+        return file_bytes(path)
+    tensors = {
+        id(v.const_value): v.const_value.nbytes
+        for graph in [module.graph, *module.graph.subgraphs()]
+        for v in graph.initializers.values()
+        if v.const_value is not None
+    }
+    return sum(tensors.values())
+
+
+def _device_bytes(manifest: Any) -> int:
+    return sum(
+        facts["bytes"]
+        for name, facts in manifest["files"].items()
+        if name in manifest["device_files"]
+    )
+
+
+def _show(facts: dict[str, Any]) -> None:
+    rows = [
+        _row("size", facts["bytes"]["before"], facts["bytes"]["after"], size),
+        _row("nodes", facts["nodes"]["before"], facts["nodes"]["after"], str),
+    ]
+    if facts["latency"] is not None:
+        before, after = facts["latency"]["before"], facts["latency"]["after"]
+        rows.append(
+            (
+                "latency",
+                seconds(before["median"]),
+                seconds(after["median"]),
+                f"{after['ratio']:.2f}x ({after['ratio_low']:.2f} to {after['ratio_high']:.2f})",
+            )
+        )
+    table(f"{facts['target']}", ["", ">before", ">after", ">after / before"], rows)
+    quality = facts["quality"]
+    if quality is None:
+        console.print("quality: not measured")
+    else:
+        table(
+            f"\nquality against the original, worst of {quality['count']} "
+            f"{'synthetic ' if quality['synthetic'] else ''}samples",
+            ["output", ">SQNR dB", ">cosine", ">max |a-b|", ">relative"],
+            [
+                (
+                    o["name"],
+                    f"{o['sqnr']:.1f}",
+                    f"{o['cosine']:.6f}",
+                    f"{o['max_abs']:.2g}",
+                    f"{o['relative']:.2g}",
+                )
+                for o in quality["outputs"]
+            ],
+        )
+    console.print(
+        f"\nwrote [bold]{facts['artifact']}[/] — run it: python {facts['artifact']}/example.py"
+    )
+
+
+def _row(name: str, before: float, after: float, show: Any) -> tuple[str, str, str, str]:
+    return name, show(before), show(after), f"{after / before:.2f}x" if before else ""

@@ -1,0 +1,1 @@
+"""The IR of record: a module over onnx_ir, its text form, verifier, and ways in."""

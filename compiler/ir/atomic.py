@@ -1,0 +1,86 @@
+"""Write files so that a failure leaves the old ones untouched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Open new contents for `paths`, which take their places together when the block ends.
+
+    The new contents lie beside their places, so the disk must hold both for a while. If the block
+    raises (Ctrl-C too), or the disk is full, they are removed and nothing else changes. Whoever
+    has an old file open keeps reading the old contents. A symbolic link is replaced, not followed.
+
+    Raises:
+        OSError: If a file cannot be written or replaced.
+    """
+    with ExitStack() as stack:
+        drafts = [stack.enter_context(_draft(path)) for path in paths]
+        yield [file for _, file in drafts]
+        for _, file in drafts:
+            file.flush()
+            os.fsync(file.fileno())
+        _swap([(draft, path) for (draft, _), path in zip(drafts, paths, strict=True)])
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    draft = _beside(path)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if path.exists():
+                if not os.access(path, os.W_OK):
+                    raise PermissionError(errno.EACCES, "the old file is read-only", str(path))
+                draft.chmod(stat.S_IMODE(path.stat().st_mode))
+            yield draft, file
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _swap(drafts: list[tuple[Path, Path]]) -> None:
+    """Move every draft to its place, or none."""
+    undo: list[Callable[[], object]] = []
+    links: list[Path] = []
+    try:
+        for draft, path in drafts:
+            if len(drafts) > 1:
+                links.append(_beside(path))
+                undo.append(_remember(path, links[-1]))
+            draft.replace(path)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    finally:
+        for link in links:
+            link.unlink(missing_ok=True)
+    for folder in {path.parent for _, path in drafts}:
+        descriptor = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # some file systems cannot sync a folder
+            os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _remember(path: Path, link: Path) -> Callable[[], object]:
+    """Keep the old file alive under another name, and return what brings it back."""
+    if not os.path.lexists(path):
+        return lambda: path.unlink(missing_ok=True)
+    try:
+        os.link(path, link, follow_symlinks=False)
+    except OSError:
+        return lambda: None  # a file system without hard links has no way back
+    return lambda: link.replace(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -1,0 +1,1 @@
+"""Passes, pipelines of passes, pattern rules, dumps and remarks."""

@@ -1,0 +1,95 @@
+"""What a pass is handed besides the module: target, samples, and where it says what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from aigcc.samples import Samples
+    from aigcc.target import Target
+
+Kind = Literal["applied", "declined", "note"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """One thing that a pass did, or declined to do, and why."""
+
+    kind: Kind
+    maker: str
+    node: str
+    message: str
+    numbers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        place = f" {self.node}:" if self.node else ""
+        return f"[{self.maker}]{place} {self.message}"
+
+
+@dataclasses.dataclass
+class Context:
+    """The surroundings of a run; one for all the passes of a pipeline.
+
+    Attributes:
+        target: The device that the module is prepared for, or None.
+        samples: Inputs to measure on, or None.
+        threads: How many threads a pass may use; None means all cores.
+        limit: Stop after so many rewrites in the whole run; None means no limit.
+        progress: Called with a short text and a fraction from 0 to 1 by long-running work.
+        remarks: What has been said so far.
+        rewrites: Rewrites so far, by maker (`pass` or `pass/rule`).
+    """
+
+    target: Target | None = None
+    samples: Samples | None = None
+    threads: int | None = None
+    limit: int | None = None
+    progress: Callable[[str, float], None] = lambda text, fraction: None
+    remarks: list[Remark] = dataclasses.field(default_factory=list)
+    rewrites: Counter[str] = dataclasses.field(default_factory=Counter)
+    maker: str = ""
+
+    @property
+    def total(self) -> int:
+        """Rewrites so far in the whole run."""
+        return self.rewrites.total()
+
+    def rewrite(self, node: ir.Node | None, message: str, *, by: str = "") -> bool:
+        """Ask to make one rewrite, and count it.
+
+        Returns False when the run's limit is reached: then the caller must leave the module as it
+        is. Every change of a module passes through here, which is what makes runs bisectable.
+        """
+        if self.limit is not None and self.total >= self.limit:
+            return False
+        maker = f"{self.maker}/{by}" if by else self.maker
+        self.rewrites[maker] += 1
+        self.remarks.append(Remark("applied", maker, _label(node), message))
+        return True
+
+    def decline(self, node: ir.Node | None, message: str, *, by: str = "", **numbers: Any) -> None:
+        """Say why a rewrite that was in reach was not made."""
+        self._say("declined", node, message, by, numbers)
+
+    def note(self, node: ir.Node | None, message: str, *, by: str = "", **numbers: Any) -> None:
+        """Say something worth knowing that is neither a rewrite nor a refusal."""
+        self._say("note", node, message, by, numbers)
+
+    def _say(
+        self, kind: Kind, node: ir.Node | None, message: str, by: str, numbers: dict[str, Any]
+    ) -> None:
+        maker = f"{self.maker}/{by}" if by else self.maker
+        remark = Remark(kind, maker, _label(node), message, numbers)
+        if remark not in self.remarks[-64:]:
+            self.remarks.append(remark)
+
+
+def _label(node: ir.Node | None) -> str:
+    if node is None:
+        return ""
+    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type

@@ -1,0 +1,188 @@
+"""What a device can do, and how a module becomes files for it: the base class of all targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from aigcc.ir.module import Module
+from aigcc.pipeline.context import Context
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """What a device's runtime takes, as data.
+
+    Attributes:
+        opset: The lowest and the highest version of the default opset, inclusive.
+        ops: `Op` or `domain::Op` to the element types it takes (ONNX names in lower case, such as
+            "float16"); an empty tuple means any of `dtypes`.
+        dtypes: Element types that values may have.
+        facts: Everything else of the target's table (Q/DQ placement, channel multiples, layouts,
+            sparsity patterns): read by the passes that need it.
+    """
+
+    opset: tuple[int, int]
+    ops: Mapping[str, tuple[str, ...]]
+    dtypes: frozenset[str]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def load(cls, package: str, file: str = "capabilities.toml") -> Capabilities:
+        """The table `file` of a target's package."""
+        table = tomllib.loads(importlib.resources.files(package).joinpath(file).read_text("utf-8"))
+        low, high = table.pop("opset")
+        ops = {name: tuple(dtypes) for name, dtypes in table.pop("ops").items()}
+        return cls((low, high), ops, frozenset(table.pop("dtypes")), table)
+
+    def supports(self, node: ir.Node) -> bool:
+        """Whether the runtime has a kernel for this node's operator (types aside)."""
+        return op_key(node) in self.ops
+
+
+def op_key(node: ir.Node) -> str:
+    """`Op` for the default domain, `domain::Op` for others: the keys of `Capabilities.ops`."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something in a module that a target cannot lower."""
+
+    message: str
+    node: str = ""
+    hint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Requirement:
+    """Something a target needs on this machine, for `aigcc doctor`."""
+
+    name: str
+    present: bool
+    detail: str
+    fix: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """What `Target.lower` made.
+
+    Attributes:
+        files: Names of the device files, relative to the artifact's folder.
+        entry: The file that the runtime opens first.
+        facts: What was read back from the result (kernels, precisions, sizes, builder versions).
+    """
+
+    files: tuple[str, ...]
+    entry: str
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A loaded program: feeds in, outputs out, both by name."""
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """All outputs for one set of inputs."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Target(ABC):
+    """A kind of device. Fields are its options; `capabilities.toml` beside it is its table."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest max|a-b| / max|a| against the original that a build accepts."""
+        return 1e-4
+
+    @property
+    def can(self) -> Capabilities:
+        """The capability table."""
+        return _load_capabilities(type(self).__module__)
+
+    @abstractmethod
+    def pipeline(self) -> str:
+        """The passes that prepare a module for this target, in the text form."""
+
+    @abstractmethod
+    def requirements(self) -> list[Requirement]:
+        """What lowering and running need on this machine. Cheap: nothing is loaded or built."""
+
+    def check(self, module: Module) -> list[Problem]:
+        """Everything that cannot be lowered, without the device's library."""
+        return check_against(module, self.can)
+
+    @abstractmethod
+    def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
+        """Write the device files of `module` into the existing, empty folder `out`.
+
+        Raises:
+            TargetError: a library is missing, or the device's compiler refused the module.
+        """
+
+    @abstractmethod
+    def session(self, folder: Path, entry: str) -> Session | None:
+        """The lowered program, ready to run here; None where this machine cannot run it."""
+
+    @abstractmethod
+    def example(self, module: Module, entry: str) -> str:
+        """A Python program that runs the artifact from its own folder."""
+
+
+@functools.cache
+def _load_capabilities(package: str) -> Capabilities:
+    return Capabilities.load(package)
+
+
+def check_against(module: Module, can: Capabilities) -> list[Problem]:
+    """The problems that a capability table alone shows: opset, operators, element types."""
+    problems = []
+    low, high = can.opset
+    if not low <= module.opset <= high:
+        problems.append(
+            Problem(
+                f"opset {module.opset} is outside {low} to {high}",
+                hint=f"run the pass convert-opset(version={min(max(module.opset, low), high)})",
+            )
+        )
+    functions = set(module.model.functions)
+    for node in module.nodes():
+        if node.op_identifier() in functions:
+            continue
+        key = op_key(node)
+        dtypes = can.ops.get(key)
+        if dtypes is None:
+            problems.append(Problem(f"no kernel for {key}", node=node_label(node)))
+            continue
+        for value in (*node.inputs, *node.outputs):
+            if value is None or value.dtype is None:
+                continue
+            dtype = value.dtype.name.lower()
+            if dtype not in (dtypes or can.dtypes):
+                problems.append(
+                    Problem(
+                        f"{key} has no {dtype} kernel", node=node_label(node), hint=value.name or ""
+                    )
+                )
+                break
+    return problems
+
+
+def node_label(node: ir.Node) -> str:
+    """How messages name a node: its name, or its first output's."""
+    return node.name or (node.outputs[0].name if node.outputs else "") or node.op_type

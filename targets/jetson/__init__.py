@@ -1,0 +1,1 @@
+"""NVIDIA Jetson boards through Apache TVM."""

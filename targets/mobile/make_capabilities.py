@@ -1,0 +1,245 @@
+"""Write `capabilities.toml` from the kernels that the installed ONNX Runtime has for CPUs.
+
+Run it as `python -m aigcc.targets.mobile.make_capabilities` on x86-64 after an upgrade of ONNX
+Runtime. Equal versions of ONNX Runtime give equal files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+from onnx import helper
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
+OLDEST = 7
+"""ONNX Runtime runs every model since this opset."""
+
+_OPEN_END = 2**31 - 1
+_ATTRIBUTES = {"INT": 1, "INTS": [1], "FLOAT": 1.0, "FLOATS": [1.0]}
+# ONNX Runtime itself puts casts around an operator that has no kernel for such a type.
+_CONVERTED = {"float16": "float"}
+
+# What ONNX Runtime puts in by itself.
+_INTERNAL = {("", "MemcpyFromHost"), ("", "MemcpyToHost")}
+
+Key = tuple[str, str]
+Types = frozenset[str]
+
+
+class Registry:
+    """The kernels and the schemas of the installed ONNX Runtime.
+
+    Attributes:
+        newest: The newest opset that it loads.
+        kernels: For each operator, the versions and the types of each kernel.
+        schemas: For each operator, its schemas by version, up to `newest`.
+    """
+
+    def __init__(self) -> None:
+        self.newest = max(v for v in range(OLDEST, onnx.defs.onnx_opset_version() + 1) if _loads(v))
+        self.kernels: dict[Key, list[tuple[tuple[int, int], dict[str, Types]]]] = defaultdict(list)
+        for kernel in state.get_all_opkernel_def():
+            if kernel.provider == "CPUExecutionProvider" and kernel.domain in DOMAINS:
+                types = {name: element_types(t) for name, t in kernel.type_constraints.items()}
+                self.kernels[kernel.domain, kernel.op_name].append((kernel.version_range, types))
+        self.schemas: dict[Key, dict[int, Any]] = defaultdict(dict)
+        for schema in state.get_all_operator_schema():
+            version = schema.since_version
+            if schema.domain in DOMAINS and (schema.domain or version <= self.newest):
+                self.schemas[schema.domain, schema.name][version] = schema
+
+    def latest(self, key: Key) -> int | None:
+        """The newest version of an operator that has a kernel."""
+        ranges = [versions for versions, _ in self.kernels[key]]
+        with_kernel = (v for v in self.schemas[key] if any(_covers(r, v) for r in ranges))
+        return max(with_kernel, default=None)
+
+    def types(self, key: Key, version: int) -> dict[str, Types]:
+        """The types of each constraint, over all kernels of a version of an operator."""
+        merged: dict[str, Types] = {}
+        for versions, types in self.kernels[key]:
+            if _covers(versions, version):
+                for name, allowed in types.items():
+                    merged[name] = merged.get(name, frozenset()) | allowed
+        return merged
+
+
+def element_types(types: Iterable[str]) -> Types:
+    """`tensor(float)`, `seq(tensor(float))` and so on as element types."""
+    return frozenset(re.sub(r".*\(|\)+$|.*,", "", text) for text in types)
+
+
+def make_table(registry: Registry) -> dict[str, Any]:
+    """The contents of `capabilities.toml`."""
+    ops: dict[str, Types] = {}
+    slots: dict[str, dict[str, list[str]]] = {}
+    until: dict[str, int] = {}
+    for key in sorted(registry.kernels.keys() - _INTERNAL):
+        version = registry.latest(key)
+        if version is None:
+            continue
+        name = "::".join(filter(None, key))
+        schema = registry.schemas[key][version]
+        ops[name], slots[name] = _types_by_slot(schema, registry.types(key, version))
+        newer = [v for v in registry.schemas[key] if v > version]
+        if newer and not key[0] and not _expands(registry, key):
+            until[name] = min(newer) - 1
+    expanded = {
+        key[1]: types
+        for key in sorted(registry.schemas)
+        if key[0] == "" and not registry.kernels[key] and (types := _expands(registry, key))
+    }
+    every = frozenset[str]().union(*ops.values())
+    expanded["Constant"] = every  # becomes an initializer
+    return {
+        "onnxruntime": ort.__version__,
+        "opset": [OLDEST, registry.newest],
+        "dtypes": sorted(every),
+        "converted": _CONVERTED,
+        "ops": {
+            name: [] if types == every else sorted(types)
+            for name, types in sorted({**ops, **expanded}.items())
+        },
+        "slots": {name: only for name, only in sorted(slots.items()) if only},
+        "until": until,
+    }
+
+
+def _types_by_slot(schema: Any, kernel: dict[str, Types]) -> tuple[Types, dict[str, list[str]]]:
+    """All types of an operator, and the inputs and outputs that take fewer than the schema says."""
+    constraints = {
+        t.type_param_str: element_types(t.allowed_type_strs) for t in schema.type_constraints
+    }
+    allowed: dict[str, tuple[Types, Types]] = {}
+    for prefix, formals in (("in", schema.inputs), ("out", schema.outputs)):
+        for index, formal in enumerate(formals):
+            standard = constraints.get(formal.typeStr, element_types([formal.typeStr]))
+            taken = kernel.get(formal.typeStr, kernel.get(formal.name, standard))
+            allowed[f"{prefix}{index}"] = (standard, taken)
+    every = frozenset[str]().union(*(taken for _, taken in allowed.values()))
+    grouped: dict[Types, list[str]] = defaultdict(list)
+    for slot, (standard, taken) in allowed.items():
+        if not standard & every <= taken:
+            grouped[taken].append(slot)
+    return every, {" ".join(places): sorted(types) for types, places in grouped.items()}
+
+
+def _expands(registry: Registry, key: Key) -> Types:
+    """Types of an operator that ONNX Runtime replaces by others, since it has no kernel for it."""
+    version = max(registry.schemas[key])
+    schema = registry.schemas[key][version]
+    opset = max(version, OLDEST)
+    if not schema.type_constraints or not onnx.defs.has(key[1], opset, key[0]):
+        return frozenset()
+    name, *others = (constraint.type_param_str for constraint in schema.type_constraints)
+    constraints = _constraints(schema)
+    types = sorted(constraints[name] - set(_CONVERTED))
+    runs = frozenset(dtype for dtype in types if _runs(_one_node(schema, name, dtype, opset)))
+    return runs.union(*(constraints[other] for other in others)) if runs else runs
+
+
+def _constraints(schema: Any) -> dict[str, Types]:
+    return {t.type_param_str: element_types(t.allowed_type_strs) for t in schema.type_constraints}
+
+
+def _one_node(schema: Any, constraint: str, dtype: str, opset: int) -> onnx.ModelProto | None:
+    """A model of one node, with `dtype` for a type constraint; None where it needs a sub-graph."""
+    required = [a for a in schema.attributes.values() if a.required]
+    kinds = {a.name: str(a.type).rpartition(".")[2] for a in required}
+    if not set(kinds.values()) <= set(_ATTRIBUTES):
+        return None
+    constraints = _constraints(schema)
+
+    def info(formal: Any, name: str) -> onnx.ValueInfoProto:
+        choices = constraints.get(formal.typeStr, element_types([formal.typeStr]))
+        if formal.typeStr == constraint:
+            choices = frozenset({dtype})
+        kind = next(t for t in ("int64", "float", *sorted(choices)) if t in choices)
+        element = onnx.TensorProto.DataType.Value(kind.upper())
+        return helper.make_tensor_value_info(name, element, None)
+
+    single = [formal for formal in schema.inputs if str(formal.option).endswith("Single")]
+    inputs = [info(formal, f"in{index}") for index, formal in enumerate(single)]
+    attributes = {name: _ATTRIBUTES[kind] for name, kind in kinds.items()}
+    node = helper.make_node(schema.name, [i.name for i in inputs], ["out0"], **attributes)
+    return _model([node], inputs, [info(schema.outputs[0], "out0")], opset)
+
+
+def _model(nodes: list[Any], inputs: list[Any], outputs: list[Any], opset: int) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "probe", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def _loads(opset: int) -> bool:
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    return _runs(_model([], [value], [value], opset))
+
+
+def _runs(model: onnx.ModelProto | None) -> bool:
+    if model is None:
+        return False
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    errors = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented)
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except errors:
+        return False
+    return True
+
+
+def _covers(versions: tuple[int, int], since: int) -> bool:
+    """ONNX Runtime's own test: an open-ended kernel serves no version but the first."""
+    first, last = versions
+    return first == since or (first < since <= last and last != _OPEN_END)
+
+
+def to_toml(table: dict[str, Any]) -> str:
+    """The table as text, one operator a line."""
+    return "\n".join(_lines(table)) + "\n"
+
+
+def _lines(table: dict[str, Any]) -> Iterator[str]:
+    yield "# What ONNX Runtime's CPU kernels take on x86-64; Arm has some for float16 besides."
+    yield "# Made by: python -m aigcc.targets.mobile.make_capabilities"
+    yield f'onnxruntime = "{table["onnxruntime"]}"'
+    yield f"opset = {table['opset']}"
+    yield f"dtypes = {_list(table['dtypes'])}"
+    yield ""
+    yield "# Types that the runtime casts by itself around an operator without a kernel for them."
+    yield "[converted]"
+    yield from (f'{old} = "{new}"' for old, new in table["converted"].items())
+    yield ""
+    yield "# Types on any input or output; an empty list means all of `dtypes`."
+    yield "[ops]"
+    yield from (f"{_name(name)} = {_list(types)}" for name, types in table["ops"].items())
+    yield ""
+    yield "# Inputs and outputs that take fewer types than the standard and the line above."
+    for name, slots in table["slots"].items():
+        yield f"[slots.{_name(name)}]"
+        yield from (f'"{places}" = {_list(types)}' for places, types in slots.items())
+    yield ""
+    yield "# The last opset whose version of the operator has a kernel, where it is not the newest."
+    yield "[until]"
+    yield from (f"{_name(name)} = {opset}" for name, opset in table["until"].items())
+
+
+def _list(types: list[str]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in types) + "]"
+
+
+def _name(name: str) -> str:
+    return name if re.fullmatch(r"\w+", name) else f'"{name}"'
+
+
+if __name__ == "__main__":
+    path = Path(__file__).with_name("capabilities.toml")
+    path.write_text(to_toml(make_table(Registry())), "utf-8")
+    print(f"wrote {path}")

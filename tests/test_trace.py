@@ -1,0 +1,111 @@
+"""torch models become modules, with names, dynamic dims and the source line of every node."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aigcc.driver import load
+from aigcc.errors import ModelError
+from aigcc.ir.pt2 import from_pt2
+from aigcc.ir.trace import from_torch, load_callable
+from aigcc.pipeline.manager import PassManager
+from aigcc.pipeline.text import parse
+from aigcc.runtime import OrtSession
+
+torch = pytest.importorskip("torch")
+
+
+class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
+    output_names = ("relu", "total")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, x: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+        hidden = torch.relu(self.linear(x))
+        return hidden * 2, hidden.sum(-1)
+
+
+@pytest.fixture(scope="module")
+def traced() -> "tuple[Net, object]":
+    torch.manual_seed(0)
+    net = Net().eval()
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    return net, from_torch(net, {"x": torch.ones(2, 4)}, shapes)
+
+
+def test_names_and_dynamic_dims_are_kept(traced) -> None:  # type: ignore[no-untyped-def]
+    _, module = traced
+    assert [(v.name, str(v.shape)) for v in module.inputs] == [("x", "[batch,4]")]
+    assert [v.name for v in module.outputs] == ["relu", "total"]
+
+
+def test_outputs_agree_before_and_after_the_pipeline(traced) -> None:  # type: ignore[no-untyped-def]
+    net, module = traced
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    expected = [tensor.detach().numpy() for tensor in net(torch.from_numpy(x))]
+    module = module.clone()
+    for _ in range(2):
+        outputs = OrtSession(module, optimise=False).run({"x": x})
+        for name, array in zip(net.output_names, expected, strict=True):
+            np.testing.assert_allclose(outputs[name], array, rtol=1e-5, atol=1e-6)
+        PassManager(parse("canonicalize")).run(module)
+
+
+def test_nodes_know_their_torch_source(traced) -> None:  # type: ignore[no-untyped-def]
+    _, module = traced
+    traces = [node.metadata_props.get("pkg.torch.onnx.stack_trace", "") for node in module.nodes()]
+    assert any("test_trace.py" in trace for trace in traces)
+
+
+def test_a_pt2_archive_is_read(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(Net().eval(), (torch.ones(2, 4),)), tmp_path / "net.pt2")
+    assert len(load(tmp_path / "net.pt2").outputs) == 2
+
+
+def test_a_pt2_archive_with_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(Net().eval(), (torch.ones(2, 4),)), path)
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (Path(tmp_path / "pwned"),))  # type: ignore[return-value]
+
+    torch.save((Evil(),), tmp_path / "evil.pt")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "evil.pt2", "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if "sample_inputs" in name:
+                data = (tmp_path / "evil.pt").read_bytes()
+            new.writestr(name, data)
+    with pytest.raises(ModelError, match="something other than plain tensors"):
+        from_pt2(tmp_path / "evil.pt2")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"not a zip", b"PK\x05\x06" + bytes(18)])
+def test_a_broken_pt2_archive_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "net.pt2").write_bytes(data)
+    with pytest.raises(ModelError, match="archive"):
+        load(tmp_path / "net.pt2")
+
+
+def test_export_failures_come_with_advice() -> None:
+    class Branches(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+            return x * 2 if x.sum() > 0 else x
+
+    with pytest.raises(ModelError, match=r"torch\.where") as caught:
+        from_torch(Branches(), (torch.ones(2),))
+    assert "test_trace.py" in (caught.value.at or "")
+
+
+def test_callables_are_found_or_explained() -> None:
+    assert load_callable("aigcc.driver:load") is load
+    with pytest.raises(ModelError, match="cannot import nowhere"):
+        load_callable("nowhere:net")
+    with pytest.raises(ModelError, match="did you mean 'load'"):
+        load_callable("aigcc.driver:laod")
