@@ -124,7 +124,8 @@ def save_optimised(source: Path, out: Path, *, threads: int | None = None) -> No
 
     Args:
         source: A `.onnx` file.
-        out: The ending decides the form: `.onnx` (weights in `<out>.data`) or `.ort`.
+        out: The ending decides the form: `.onnx`, in the folder of `source` since external weights
+            stay where they are, or `.ort`, which holds all weights.
         threads: Threads for folding constants; all cores by default.
 
     Raises:
@@ -132,16 +133,13 @@ def save_optimised(source: Path, out: Path, *, threads: int | None = None) -> No
     """
     options = _options(threads)
     options.optimized_model_filepath = str(out)
+    options.add_session_config_entry("session.disable_prepacking", "1")
     if out.suffix == ".ort":
         options.add_session_config_entry("session.save_model_format", "ORT")
         # Arm has fast signed 8-bit products, so Q/DQ around them may become integer kernels.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
     else:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", f"{out.name}.data"
-        )
-    options.add_session_config_entry("session.disable_prepacking", "1")
     with _explained(str(source)):
         _open(source, options, disabled_optimizers=["NchwcTransformer"])
 

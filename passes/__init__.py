@@ -6,6 +6,11 @@ from aigcc.passes.canonicalize import Canonicalize
 from aigcc.passes.eliminate_dead import EliminateDead
 from aigcc.passes.fold_constants import FoldConstants
 from aigcc.passes.fold_shapes import FoldShapes
+from aigcc.passes.fuse import Fuse
+from aigcc.passes.fuse_activation import FuseActivation
+from aigcc.passes.fuse_affine import FuseAffine
+from aigcc.passes.fuse_linear import FuseLinear
+from aigcc.passes.fuse_norm import FuseNorm
 from aigcc.passes.infer_shapes import InferShapes
 from aigcc.passes.lift_constants import LiftConstants
 from aigcc.passes.merge_initializers import MergeInitializers
@@ -21,6 +26,11 @@ PASSES: dict[str, type[Pass]] = {
         EliminateDead,
         FoldConstants,
         FoldShapes,
+        Fuse,
+        FuseActivation,
+        FuseAffine,
+        FuseLinear,
+        FuseNorm,
         InferShapes,
         LiftConstants,
         MergeInitializers,

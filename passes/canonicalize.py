@@ -25,7 +25,7 @@ class Canonicalize(Pass):
     """Run the clean-up passes until none finds anything more.
 
     Once: lift-constants, infer-shapes, unpack-sequences. In rounds: fold-shapes, fold-constants,
-    simplify, merge-subexpressions, eliminate-dead. At the end: merge-initializers.
+    simplify, merge-initializers, merge-subexpressions, eliminate-dead.
     """
 
     name: ClassVar[str] = "canonicalize"
@@ -40,6 +40,7 @@ class Canonicalize(Pass):
             FoldShapes(),
             FoldConstants(limit=self.limit),
             Simplify(),
+            MergeInitializers(),
             MergeSubexpressions(),
             EliminateDead(),
         ]
@@ -55,7 +56,6 @@ class Canonicalize(Pass):
         else:
             ctx.maker = maker
             ctx.note(None, f"still finding work after {self.rounds} rounds")
-        _run(MergeInitializers(), maker, module, ctx)
         ctx.maker = maker
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 
+from aigcc.ir.edit import remove_node
 from aigcc.ir.module import GraphLike, Module
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
@@ -34,7 +35,7 @@ def _remove_nodes(graph: GraphLike, ctx: Context) -> None:
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             if not ctx.rewrite(node, f"{node.op_type} is used by nothing", by="node"):
                 return
-            graph.remove(node, safe=True)
+            remove_node(node)
         else:
             _drop_outputs(node, ctx)
 

@@ -94,7 +94,9 @@ class Swish(Rule):
         alpha = 1.0 if given is None else scalar(given)
         if alpha is None or not _like_root(match, match.x):
             return None
-        made: ir.Value = op.Swish(match.x, alpha=float(alpha), _like=match.x)
+        made: ir.Value = op.Swish(
+            match.x, alpha=None if alpha == 1 else float(alpha), _like=match.x
+        )
         return made
 
 

@@ -165,8 +165,21 @@ class ScaleBefore(Rule):
             factors = _inverse(factors)
         if factors is None or not layer.takes(match.x):
             return None
+        if _is_half_of_gelu(match.x):
+            raise NoMatch("the scale ends a Gelu, which runtimes know only as a whole")
         weight = layer.scaled_inputs(op, factors)
         return layer.rebuilt(op, match.root.outputs[0], x=match.x, weight=weight)
+
+
+def _is_half_of_gelu(x: ir.Value) -> bool:
+    """Whether `x` is y · (1 + Erf or Tanh), which opsets without Gelu leave in parts."""
+    product = x.producer()
+    if product is None or product.op_type != "Mul":
+        return False
+    sums = [value.producer() for value in product.inputs if value is not None]
+    terms = [v for node in sums if node is not None and node.op_type == "Add" for v in node.inputs]
+    curves = [value.producer() for value in terms if value is not None]
+    return any(node is not None and node.op_type in ("Erf", "Tanh") for node in curves)
 
 
 class ShiftBefore(Rule):

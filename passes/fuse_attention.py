@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from aigcc.analysis.positions import is_causal, lowest_score, same_dim
 from aigcc.ir.weights import read, scalar
-from aigcc.passes.heads import joined, keys_from
+from aigcc.passes.heads import joined, keys_from, same_rows
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder, either
 from aigcc.pipeline.rules import Builder, Replacement, Rule, RulePass
 
@@ -268,7 +268,10 @@ def _altered(op: Builder, node: ir.Node, inputs: Sequence[Any], **changes: Any) 
 
 
 class ScaleInside(Rule):
-    """Attention(q * c, k, v, scale=s) -> Attention(q, k, v, scale=s * c); also for k"""
+    """Attention(q * c, k, v, scale=s) -> Attention(q, k, v, scale=s * c); also for k
+
+    A Transpose may stand between.
+    """
 
     name = "scale"
     opset = _OPSET
@@ -277,13 +280,21 @@ class ScaleInside(Rule):
         return [
             op.Attention(op.Mul(q, c), k, _more=True),
             op.Attention(q, op.Mul(k, c), _more=True),
+            op.Attention(op.Transpose(op.Mul(q, c), _as="turn_q"), k, _more=True),
+            op.Attention(q, op.Transpose(op.Mul(k, c), _as="turn_k"), _more=True),
         ]
 
     def rewrite(self, op: Builder, match: Match) -> Replacement:
         number, scale = _number(match.c), match.root.attributes.get("scale")
         if number is None or scale is None or number * scale.as_float() <= 0:
             return None
-        return _altered(op, match.root, [match.q, match.k], scale=scale.as_float() * number)
+        q, k = (
+            op.Transpose(value, perm=getattr(match, turn).attributes["perm"].as_ints())
+            if hasattr(match, turn)
+            else value
+            for value, turn in ((match.q, "turn_q"), (match.k, "turn_k"))
+        )
+        return _altered(op, match.root, [q, k], scale=scale.as_float() * number)
 
 
 class GroupedHeads(Rule):
@@ -448,6 +459,50 @@ class HeadsInside(Rule):
         return [op.Transpose(rows, perm=[0, 2, 1, 3]), *present]
 
 
+class ChannelHeads(Rule):
+    """Attention of heads cut from channels -> Transpose(Attention(Transpose(q), .., q_num_heads=h))
+
+    Convolutional models keep q, k and v as [b, h * d, s], see [b * h, d, s] and let one head attend.
+    """
+
+    name = "channels"
+    opset = _OPSET
+
+    def pattern(self, op: PatternBuilder, q: Any, k: Any, v: Any) -> Apply:
+        def cut(x: Any, name: str) -> Apply:
+            return op.Transpose(op.Reshape(x, _more=True, _as=name), perm=[0, 2, 1])
+
+        attention = op.Attention(cut(q, "q_cut"), cut(k, "k_cut"), cut(v, "v_cut"), _as="attention")
+        return op.Reshape(op.Transpose(attention, perm=[0, 2, 1]), _more=True)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
+        node, result = match.attention, match.root.outputs[0].shape
+        heads = [
+            _channel_heads(match.q, match.q_cut.outputs[0]),
+            _channel_heads(match.k, match.k_cut.outputs[0]),
+            _channel_heads(match.v, match.v_cut.outputs[0]),
+        ]
+        if heads[0] is None or heads != heads[:1] * 3 or result is None or len(result) != 3:
+            return None
+        wanted = [match.q.shape[0], match.v.shape[1], match.q.shape[2]]
+        if node.attributes["q_num_heads"].as_int() != 1 or not all(map(same_dim, result, wanted)):
+            return None
+        rows = [op.Transpose(x, perm=[0, 2, 1]) for x in (match.q, match.k, match.v)]
+        y = _altered(op, node, rows, q_num_heads=heads[0], kv_num_heads=heads[0])
+        value: ir.Value = op.Transpose(y[0], perm=[0, 2, 1])
+        return value
+
+
+def _channel_heads(x: ir.Value, cut: ir.Value) -> int | None:
+    """How many heads [b * h, d, s] cuts the channels of [b, h * d, s] into."""
+    if x.shape is None or cut.shape is None or len(x.shape) != 3 or len(cut.shape) != 3:
+        return None
+    channels, width = x.shape[1], cut.shape[1]
+    if not isinstance(channels, int) or not isinstance(width, int) or channels % width:
+        return None
+    return channels // width if same_dim(x.shape[2], cut.shape[2]) else None
+
+
 class HeadsOutside(Rule):
     """Reshape(join(split(x)), s) -> Reshape(x, s), where join undoes split"""
 
@@ -462,7 +517,7 @@ class HeadsOutside(Rule):
         result = match.root.outputs[0]
         if x.shape is None or len(x.shape) != 3 or result.shape is None:
             return None
-        if len(result.shape) == 3 and all(map(same_dim, x.shape, result.shape)):
+        if len(result.shape) == 3 and same_rows(x.shape, result.shape):
             return x
         shape = read(match.shape)
         if shape is None or 0 in shape.tolist()[2:]:
@@ -493,5 +548,6 @@ class FuseAttention(RulePass):
         Causal(),
         FiniteMask(),
         HeadsInside(),
+        ChannelHeads(),
         HeadsOutside(),
     )

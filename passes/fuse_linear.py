@@ -131,12 +131,14 @@ class GemmTransposes(Rule):
         transpose = match.left if hasattr(match, "left") else match.right
         if list(transpose.attributes.get_ints("perm", (1, 0))) != [1, 0]:
             return None
-        flipped = {flips: 1 - match.root.attributes.get_int(flips, 0)}
+        attributes = keeping(match.root, flips)
+        if not match.root.attributes.get_int(flips, 0):
+            attributes[flips] = 1
         made: ir.Value = op.Gemm(
             match.x,
             match.w,
             *match.root.inputs[2:],
-            **{**keeping(match.root, flips), **flipped},
+            **attributes,
             _like=match.root.outputs[0],
         )
         return made

@@ -112,7 +112,7 @@ class LayerNormCore(Rule):
             raise NoMatch("mean and variance run over different axes")
         epsilon, scale = _epsilon(match.epsilon), _ones(x, axis)
         made: ir.Value = op.LayerNormalization(
-            x, scale, axis=axis - len(x.shape), epsilon=epsilon, stash_type=_FLOAT, _like=x
+            x, scale, axis=axis - len(x.shape), epsilon=epsilon, _like=x
         )
         return made
 
@@ -137,7 +137,6 @@ class RmsNormCore(Rule):
             _ones(x, axis),
             axis=axis - len(x.shape),
             epsilon=epsilon,
-            stash_type=_FLOAT,
             _like=x,
         )
         return made
@@ -177,7 +176,7 @@ class NormScale(Rule):
         return op.Mul(norm, w)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
-        w = _for_dims(op, match.w, match.s)
+        w = _for_dims(op, match.w, match.s, "scale")
         if w is None:
             return None
         made: ir.Value = op.node(
@@ -197,7 +196,7 @@ class NormBias(Rule):
         return op.Add(op.LayerNormalization(x, s, _as="norm"), b)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
-        b = _for_dims(op, match.b, match.s)
+        b = _for_dims(op, match.b, match.s, "bias")
         if b is None:
             return None
         made: ir.Value = op.LayerNormalization(
@@ -206,7 +205,7 @@ class NormBias(Rule):
         return made
 
 
-def _for_dims(op: Builder, value: ir.Value, scale: ir.Value) -> ir.Value | None:
+def _for_dims(op: Builder, value: ir.Value, scale: ir.Value, name: str) -> ir.Value | None:
     """`value` if it fits where `scale` stands; a constant with leading ones is reshaped to fit."""
     if value.shape is None or scale.shape is None or value.dtype != scale.dtype:
         return None
@@ -219,7 +218,7 @@ def _for_dims(op: Builder, value: ir.Value, scale: ir.Value) -> ir.Value | None:
     if tensor is None or not same_dims(value.shape[extra:], scale.shape):
         return None
     shape = tuple(scale.shape.numpy())
-    return computed(op, lambda x: x.reshape(shape), tensor, like=tensor, shape=shape, name="scale")
+    return computed(op, lambda x: x.reshape(shape), tensor, like=tensor, shape=shape, name=name)
 
 
 def _times(op: Builder, scale: ir.Value, factor: ir.Value) -> ir.Value:

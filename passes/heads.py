@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from aigcc.analysis.positions import same_dim
@@ -71,15 +74,32 @@ def _before(op: Builder, node: ir.Node, heads: int, width: int) -> ir.Value | No
     return value
 
 
+def same_rows(a: ir.Shape | None, b: ir.Shape | None) -> bool:
+    """Whether [batch, tokens, width] and [batch, tokens, ..] of equal sizes have the same rows.
+
+    The widths must be known to be equal; then one of batch and tokens follows from the other.
+    """
+    if a is None or b is None or len(a) < 3 or len(b) < 3:
+        return False
+    widths = [_product(shape[2:]) for shape in (a, b)]
+    if widths[0] is None or widths[0] != widths[1]:
+        return False
+    return same_dim(a[0], b[0]) or same_dim(a[1], b[1])
+
+
+def _product(dims: Sequence[int | ir.SymbolicDim]) -> int | None:
+    sizes = [dim for dim in dims if isinstance(dim, int)]
+    return math.prod(sizes) if len(sizes) == len(dims) else None
+
+
 def _rows(op: Builder, split: ir.Value | None, width: int) -> ir.Value:
     """[batch, tokens, width] from [batch, tokens, heads, width / heads]."""
     assert split is not None
     node = split.producer()
-    if node is not None and node.op_type == "Reshape" and split.shape is not None:
+    if node is not None and node.op_type == "Reshape":
         source = node.inputs[0]
         if source is not None and source.shape is not None and len(source.shape) == 3:
-            batch_tokens = list(zip(source.shape[:2], split.shape[:2], strict=True))
-            if source.shape[2] == width and all(same_dim(a, b) for a, b in batch_tokens):
+            if same_rows(source.shape, split.shape):
                 return source
     value: ir.Value = op.Reshape(split, [0, 0, width])
     return value
@@ -98,9 +118,7 @@ def _unpacked(op: Builder, node: ir.Node, width: int) -> ir.Value | None:
     rows, five = split.inputs[0], source.shape
     if rows is None or rows.shape is None or five is None or len(rows.shape) != 3:
         return None
-    if not all(map(same_dim, rows.shape[:2], five[:2])) or not isinstance(five[2], int):
-        return None
-    if place >= five[2] or rows.shape[2] != five[2] * width:
+    if not same_rows(rows.shape, five) or not isinstance(five[2], int) or place >= five[2]:
         return None
     value: ir.Value = op.Slice(rows, [place * width], [(place + 1) * width], [2])
     return value

@@ -13,7 +13,7 @@ from aigcc.analysis.liveness import used_values
 from aigcc.ir.mapped import MappedTensor
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
-from aigcc.ir.weights import derive, is_small
+from aigcc.ir.weights import derive
 from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
@@ -40,6 +40,7 @@ class WeightsFp16(Pass):
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "fold-constants", "fuse", "legalize")
     exact: ClassVar[bool] = False
     tolerance: float = option(1e-3, "the largest relative error of a weight")
+    smallest: int = option(1024, "bytes; smaller weights stay as they are")
 
     def run(self, module: Module, ctx: Context) -> None:
         """Convert the initializers of all graphs; functions have none."""
@@ -48,9 +49,20 @@ class WeightsFp16(Pass):
             seen: set[ir.Value] = set()
             for node in graph:
                 for value in list(used_values(node)):
-                    if value not in seen and _is_candidate(value, graph):
+                    if value not in seen and self._is_candidate(value, graph):
                         seen.add(value)
                         self._store(value, node, graph, names, ctx)
+
+    def _is_candidate(self, value: ir.Value, graph: ir.Graph) -> bool:
+        tensor = value.const_value
+        return (
+            tensor is not None
+            and tensor.dtype == ir.DataType.FLOAT
+            and tensor.nbytes >= self.smallest
+            and graph.initializers.get(value.name or "") is value
+            and not value.is_graph_input()
+            and not value.is_graph_output()
+        )
 
     def _store(
         self, value: ir.Value, user: ir.Node, graph: ir.Graph, names: Names, ctx: Context
@@ -90,18 +102,6 @@ class WeightsFp16(Pass):
         del graph.initializers[value.name]
         graph.register_initializer(stored)
         graph.insert_before(user, cast)
-
-
-def _is_candidate(value: ir.Value, graph: ir.Graph) -> bool:
-    tensor = value.const_value
-    return (
-        tensor is not None
-        and tensor.dtype == ir.DataType.FLOAT
-        and not is_small(tensor)
-        and graph.initializers.get(value.name or "") is value
-        and not value.is_graph_input()
-        and not value.is_graph_output()
-    )
 
 
 def _round(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

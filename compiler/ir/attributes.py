@@ -135,11 +135,11 @@ class AttributeReader:
     def _single(self, declared: ir.AttributeType | None) -> tuple[ir.AttributeType, Any]:
         lexer = self._lexer
         word = lexer.text if lexer.kind == "name" else ""
+        if declared == ir.AttributeType.GRAPH:
+            return ir.AttributeType.GRAPH, self._read_graph()
         if lexer.kind == "number" or _FLOAT_WORD.fullmatch(word):
             return self._number(declared)
-        if declared == ir.AttributeType.GRAPH or (
-            declared is None and word not in ("", *TYPE_WORDS)
-        ):
+        if declared is None and word and word not in TYPE_WORDS:
             return ir.AttributeType.GRAPH, self._read_graph()
         if lexer.kind == "string":
             return ir.AttributeType.STRING, lexer.take_string()

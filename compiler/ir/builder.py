@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
 from aigcc.errors import ModelError, did_you_mean
 from aigcc.ir.facts import Facts
 from aigcc.ir.lexer import Source
-from aigcc.ir.records import Record
 from aigcc.ir.syntax import (
     FunctionText,
     GraphsText,
@@ -61,13 +60,16 @@ def _function(text: FunctionText, source: Source) -> ir.Function:
         graph.doc_string = header.doc_string
     graph.metadata_props.update(header.metadata_props or {})
     graph.name = None
-    return ir.Function(
+    function = ir.Function(
         header.domain or "",
         text.graph.name,
         header.overload or "",
         graph=graph,
         attributes=text.attributes,
     )
+    if text.graph.facts:
+        _restore_attributes(text.graph.facts, function.attributes, source)
+    return function
 
 
 class _GraphBuilder:
@@ -209,11 +211,7 @@ class _GraphBuilder:
         )
         if text.facts:
             text.facts.record.restore(node)
-            for name, record in text.facts.record.attributes.items():
-                attribute = node.attributes.get(name)
-                if attribute is None:
-                    raise self._source.error(text.facts.at, f"the node has no attribute {name!r}")
-                _restore_attribute(attribute, record)
+            _restore_attributes(text.facts, node.attributes, self._source)
         return node
 
     def _attribute(self, attribute: ir.Attr | GraphsText) -> ir.Attr:
@@ -240,17 +238,12 @@ class _GraphBuilder:
         if facts is None:
             return
         facts.record.restore(value)
-        _restore_tensors([] if value.const_value is None else [value.const_value], facts.record)
+        if value.const_value is not None:
+            facts.record.restore_tensors([value.const_value])
 
 
-def _restore_attribute(attribute: ir.Attr, record: Record) -> None:
-    attribute.doc_string = record.doc
-    if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-        _restore_tensors([attribute.as_tensor()], record)
-    elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
-        _restore_tensors(attribute.as_tensors(), record)
-
-
-def _restore_tensors(tensors: Iterable[ir.TensorProtocol], record: Record) -> None:
-    for tensor, part in zip(tensors, record.tensors, strict=False):
-        part.restore(tensor)
+def _restore_attributes(facts: Facts, attributes: Mapping[str, ir.Attr], source: Source) -> None:
+    try:
+        facts.record.restore_attributes(attributes)
+    except KeyError as error:
+        raise source.error(facts.at, f"there is no attribute {error}") from error

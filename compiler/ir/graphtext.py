@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,21 +53,31 @@ class GraphPrinter:
         self._scopes: list[dict[str, ir.Value]] = []
         self.table = FactTable()
 
-    def graph(self, graph: ir.Graph, name: str, attributes: str, indent: str) -> list[str]:
+    def graph(self, graph: ir.Graph, indent: str = "") -> list[str]:
         """A graph with its signature, as lines that start with `indent`."""
         self._enter(graph)
-        lines = [
-            *self._signature(graph, name + attributes, indent),
-            *self._block(graph, indent),
-            *self._body(graph, indent),
-        ]
+        lines = self._signature(graph, name_text(graph.name or ""), indent)
+        lines += self._block(graph, indent)
+        lines += self._body(graph, (), indent)
+        self._scopes.pop()
+        return lines
+
+    def function(self, function: ir.Function) -> list[str]:
+        """A function without its header."""
+        parameters = function.attributes.values()
+        texts = ", ".join(self._attribute(attr) for attr in parameters)
+        name = name_text(function.name) + (f" <{texts}>" if texts else "")
+        self._enter(function.graph)
+        lines = self._signature(function.graph, name, "")
+        lines += self._block(function.graph, "")
+        lines += self._body(function.graph, parameters, "")
         self._scopes.pop()
         return lines
 
     def body(self, graph: ir.Graph) -> list[str]:
         """A graph without its signature."""
         self._enter(graph)
-        lines = [*self._block(graph, ""), *self._body(graph, "")]
+        lines = [*self._block(graph, ""), *self._body(graph, (), "")]
         self._scopes.pop()
         return lines
 
@@ -113,11 +124,12 @@ class GraphPrinter:
         line = f"{indent}{head} ({groups[0]}) => ({groups[1]})"
         if len(line) <= WIDTH and not any(facts for _, facts in inputs + outputs):
             return [line]
-        lines = [f"{indent}{head} ("]
-        lines += _listed(inputs, indent + "  ")
-        lines.append(f"{indent}) => (")
-        lines += _listed(outputs, indent + "  ")
-        return [*lines, f"{indent})"]
+        lines = [f"{indent}{head} "]
+        for rows, arrow in ((inputs, " => "), (outputs, "")):
+            lines[-1] += "("
+            lines += [*_listed(rows, indent + "  "), indent] if rows else []
+            lines[-1] += ")" + arrow
+        return lines
 
     def _is_known(self, value: ir.Value) -> bool:
         return self._scopes[-1].get(value.name or "") is value
@@ -141,7 +153,7 @@ class GraphPrinter:
             return []
         return [f"{indent}<", *_listed(entries, indent + "  "), f"{indent}>"]
 
-    def _body(self, graph: ir.Graph, indent: str) -> list[str]:
+    def _body(self, graph: ir.Graph, parameters: Iterable[ir.Attr], indent: str) -> list[str]:
         rows: list[tuple[str, str]] = []
         for node in graph:
             *lines, last = self._node(node, indent + "  ")
@@ -151,9 +163,10 @@ class GraphPrinter:
         column = _FACT_COLUMN
         if self._style.bare:
             column = min(column, max((len(line) for line, facts in rows if facts), default=0))
-        facts = "" if self._style.bare else self.table.field(graph_record(graph, self._style.brief))
+        record = graph_record(graph, parameters, self._style.brief)
+        own = "" if self._style.bare else self.table.field(record)
         return [
-            f"{indent}{{  # {facts}" if facts else f"{indent}{{",
+            f"{indent}{{  # {own}" if own else f"{indent}{{",
             *(f"{line:<{column}}  # {facts}" if facts else line for line, facts in rows),
             f"{indent}}}",
         ]
@@ -178,41 +191,39 @@ class GraphPrinter:
         inputs = ", ".join(self._name(value, node) for value in node.inputs)
         start = f"{indent}{head}{outputs} = {operator}"
         attributes = list(node.attributes.values())
+        for attr in attributes:
+            if attr.type == ir.AttributeType.UNDEFINED and not attr.is_ref():
+                raise ModelError(
+                    f"the attribute {attr.name!r} has no type and no value",
+                    at=f"node {node.name!r} ({node.op_type})",
+                )
         if any(attr.type in _GRAPHS and not attr.is_ref() for attr in attributes):
             lines = [f"{start} ({inputs}) <"]
             for attr in attributes:
-                lines += self._attribute_lines(attr, node, indent + "  ")
+                lines += self._attribute_lines(attr, indent + "  ")
                 lines[-1] += ","
             lines[-1] = lines[-1].removesuffix(",")
             return [*lines, f"{indent}>"]
-        texts = ", ".join(self._attribute(attr, node) for attr in attributes)
+        texts = ", ".join(self._attribute(attr) for attr in attributes)
         return [f"{start} <{texts}> ({inputs})" if texts else f"{start} ({inputs})"]
 
-    def _attribute_lines(self, attr: ir.Attr, node: ir.Node, indent: str) -> list[str]:
+    def _attribute_lines(self, attr: ir.Attr, indent: str) -> list[str]:
         """An attribute; one that holds graphs takes several lines."""
         if attr.type not in _GRAPHS or attr.is_ref():
-            return [indent + self._attribute(attr, node)]
+            return [indent + self._attribute(attr)]
         head = f"{indent}{identifier_text(attr.name)}: {attr.type.name.lower()} = "
         if attr.type == ir.AttributeType.GRAPH:
             graph = attr.as_graph()
-            first, *rest = self.graph(graph, name_text(graph.name or ""), "", indent)
+            first, *rest = self.graph(graph, indent)
             return [head + first.lstrip(), *rest]
         lines = [head + "["]
         for graph in attr.as_graphs():
-            lines += self.graph(graph, name_text(graph.name or ""), "", indent + "  ")
+            lines += self.graph(graph, indent + "  ")
             lines[-1] += ","
         lines[-1] = lines[-1].removesuffix(",")
         return [*lines, f"{indent}]"]
 
-    def _attribute(self, attr: ir.Attr, node: ir.Node) -> str:
-        if attr.type == ir.AttributeType.UNDEFINED and not attr.is_ref():
-            raise ModelError(
-                f"the attribute {attr.name!r} has no type and no value",
-                at=f"node {node.name!r} ({node.op_type})",
-            )
-        return self.attribute(attr)
-
-    def attribute(self, attr: ir.Attr) -> str:
+    def _attribute(self, attr: ir.Attr) -> str:
         """`name: type = value`; a function's attribute may lack the value, or both."""
         text = identifier_text(attr.name)
         if attr.type != ir.AttributeType.UNDEFINED:

@@ -14,7 +14,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.util.misc import convert_to_onnx_attr_type
 
 from aigcc.errors import ModelError
-from aigcc.ir.gs_import import Admission, Origin, Weight, graph_facts, is_shown, tensor_facts
+from aigcc.ir.gs_import import Admission, Origin, Weight, graph_facts, tensor_facts
 from aigcc.ir.weights import raw_bytes
 
 _Scope = ChainMap[str, onnx_ir.Value]
@@ -53,6 +53,8 @@ def bring_home(guest: Admission, model: onnx_ir.Model) -> None:
 class _Return:
     def __init__(self, guest: Admission) -> None:
         self._origins = guest.origins
+        self._guests = {id(o.home): o.guest for o in guest.origins.tensors.values()}
+        self._made_by_nodes: dict[onnx_ir.Graph, dict[str | None, onnx_ir.Value]] = {}
         self._moved: dict[onnx_ir.Value, onnx_ir.Value] = {}
         self._nodes: list[onnx_ir.Node] = []
 
@@ -62,8 +64,9 @@ class _Return:
         scope = _Scope() if outer is None else outer.new_child()
         initializers = self._initializers(guest, home, scope)
         inputs = [self._declare(tensor, home, scope) for tensor in guest.inputs]
+        kept = set(initializers)
         for index, value in enumerate(home.inputs if home else ()):
-            if value.is_initializer() and self._moved.get(value) in initializers:
+            if value.is_initializer() and self._moved.get(value) in kept:
                 inputs.insert(index, self._moved[value])
         made = self._body(guest, home, scope, inputs, initializers)
         if outer is None:
@@ -116,10 +119,9 @@ class _Return:
             owner = _home(self._origins.tensors, tensor)
             if owner is not None and owner.graph is home:
                 used.setdefault(tensor.name, tensor)
-        guests = {id(o.home): o.guest for o in self._origins.tensors.values()}
         made = []
         for value in home.initializers.values() if home else ():
-            tensor = guests.get(id(value))
+            tensor = self._guests.get(id(value))
             if tensor is None:
                 self._moved[value] = scope[str(value.name)] = _copy(value, str(value.name))
                 made.append(self._moved[value])
@@ -146,7 +148,7 @@ class _Return:
         named = origin is None or (guest.name, guest.doc_string) != origin.shown[:2]
         made = onnx_ir.Graph(
             inputs,
-            [self._output(tensor, guest, home, scope) for tensor in guest.outputs],
+            [self._output(tensor, guest, scope) for tensor in guest.outputs],
             nodes=[self._node(node, scope) for node in guest.nodes],
             initializers=initializers,
             name=guest.name if named or not home else home.name,
@@ -156,9 +158,7 @@ class _Return:
         made.meta.update(home.meta if home else {})
         return made
 
-    def _output(
-        self, tensor: gs.Tensor, guest: gs.Graph, home: onnx_ir.Graph | None, scope: _Scope
-    ) -> onnx_ir.Value:
+    def _output(self, tensor: gs.Tensor, guest: gs.Graph, scope: _Scope) -> onnx_ir.Value:
         if tensor.name in scope.maps[0]:
             return scope.maps[0][tensor.name]
         raise ModelError(
@@ -217,7 +217,7 @@ class _Return:
         if isinstance(tensor, gs.Constant):
             made = self._constant(tensor, old)
         else:
-            made = self._variable(tensor, old or _named(tensor.name, home))
+            made = self._variable(tensor, old or self._named(tensor.name, home))
         if old is not None:
             self._moved[old] = made
         scope[tensor.name] = made
@@ -248,8 +248,21 @@ class _Return:
             return made
         dtype, shape = facts
         made.type = None if dtype is None else _type(tensor.type, _home_dtype(dtype))
-        made.shape = None if shape is None else onnx_ir.Shape(shape)
+        if shape is not None:
+            sizes = [None if isinstance(d, int) and d < 0 else d for d in shape]
+            made.shape = onnx_ir.Shape(sizes)
+        else:
+            made.shape = None
         return made
+
+    def _named(self, name: str, home: onnx_ir.Graph | None) -> onnx_ir.Value | None:
+        """What a node made under that name before, for guests that were copied or made anew."""
+        if home is None:
+            return None
+        if home not in self._made_by_nodes:
+            outputs = [value for node in home for value in node.outputs]
+            self._made_by_nodes[home] = {value.name: value for value in outputs}
+        return self._made_by_nodes[home].get(name)
 
     def _tensor(self, constant: gs.Constant) -> onnx_ir.TensorProtocol:
         """The weight of a constant: the old one unless its numbers or its dtype changed."""
@@ -281,12 +294,14 @@ class _Return:
         old = dict(home.attributes) if home else {}
         made = []
         for name in dict.fromkeys([*old, *guest.attrs]):
-            if name in old and not is_shown(old[name]):
+            if name in old and name not in shown:  # the guest could not hold it
                 made.append(old[name])
             elif name not in guest.attrs:
                 continue
             elif name in old and _same(guest.attrs[name], shown[name]):
                 made.append(old[name])
+            elif guest.attrs[name] is None and isinstance(guest, gs.Function):
+                made.append(onnx_ir.Attr(name, onnx_ir.AttributeType.UNDEFINED, None))
             else:
                 made.append(self._attribute(name, guest.attrs[name], old.get(name), scope, at))
         return made
@@ -322,15 +337,6 @@ class _Return:
 def _home(origins: dict[int, Origin], guest: Any) -> Any:
     origin = origins.get(id(guest))
     return None if origin is None else origin.home
-
-
-def _named(name: str, home: onnx_ir.Graph | None) -> onnx_ir.Value | None:
-    """The old value of that name that a node made, for guests that were copied or made anew."""
-    for node in home or ():
-        for value in node.outputs:
-            if value.name == name:
-                return value
-    return None
 
 
 def _copy(value: onnx_ir.Value, name: str) -> onnx_ir.Value:
@@ -378,7 +384,8 @@ def _imports(guest: gs.Graph, origin: Origin | None) -> dict[str, int]:
         imports[""] = guest.opset
     nodes = [*guest.nodes, *(n for sub in guest.subgraphs(recursive=True) for n in sub.nodes)]
     for node in nodes:
-        imports.setdefault(node.domain or "", 1)
+        if node.domain:
+            imports.setdefault(node.domain, 1)
     return imports
 
 

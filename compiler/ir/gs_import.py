@@ -24,6 +24,11 @@ _PLAIN = (
     onnx_ir.AttributeType.STRING,
     onnx_ir.AttributeType.STRINGS,
 )
+_KINDS: dict[type, str] = {
+    onnx_ir.SequenceType: "sequence_type",
+    onnx_ir.OptionalType: "optional_type",
+    onnx_ir.SparseTensorType: "sparse_tensor_type",
+}
 # onnx-graphsurgeon names these by number, having no numpy type for them.
 _NUMBERED = (
     onnx_ir.DataType.BFLOAT16,
@@ -155,7 +160,7 @@ class Admission:
                     f"onnx-graphsurgeon cannot hold attribute {attribute.name!r}, a list of graphs",
                     at=f"node {node.name!r} ({node.op_type})",
                 )
-        attributes = {a.name: self._attribute(a) for a in node.attributes.values() if is_shown(a)}
+        attributes = {a.name: self._attribute(a) for a in node.attributes.values() if _fits(a)}
         guest = gs.Node(
             op=node.op_type,
             name=node.name,
@@ -178,6 +183,7 @@ class Admission:
                     value.name,
                     dtype=None if value.dtype is None else guest_dtype(value.dtype),
                     shape=None if value.shape is None else [_dimension(d) for d in value.shape],
+                    type=_KINDS.get(type(value.type), "tensor_type"),
                 )
             self._tensors[value] = guest
             self.origins.tensors[id(guest)] = Origin(guest, value, tensor_facts(guest))
@@ -200,7 +206,7 @@ class Admission:
         return list(attribute.value) if isinstance(attribute.value, tuple) else attribute.value
 
 
-def is_shown(attribute: onnx_ir.Attr) -> bool:
+def _fits(attribute: onnx_ir.Attr) -> bool:
     """Whether onnx-graphsurgeon can hold an attribute; others are kept out of its sight."""
     if attribute.is_ref():
         return True

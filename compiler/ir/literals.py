@@ -19,22 +19,25 @@ _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
 
 def name_text(name: str) -> str:
     """A name, quoted unless it is an identifier that no type is called."""
-    if _IDENTIFIER.fullmatch(name) and name not in TYPE_WORDS:
-        return name
-    return string_text(name)
+    return name if _IDENTIFIER.fullmatch(name) and name not in TYPE_WORDS else _quoted(name)
 
 
 def identifier_text(name: str) -> str:
     """A name, quoted unless it is an identifier."""
-    return name if _IDENTIFIER.fullmatch(name) else string_text(name)
+    return name if _IDENTIFIER.fullmatch(name) else _quoted(name)
 
 
 def operator_text(domain: str, op_type: str, overload: str) -> str:
     """`domain.Op:overload`, with the default domain and an empty overload left out."""
     text = identifier_text(op_type)
     if domain:
-        text = f"{domain if _DOMAIN.fullmatch(domain) else string_text(domain)}.{text}"
+        text = f"{domain if _DOMAIN.fullmatch(domain) else _quoted(domain)}.{text}"
     return f"{text}:{identifier_text(overload)}" if overload else text
+
+
+def _quoted(name: str) -> str:
+    """A name between quotes, and on one line, since facts end with their line."""
+    return string_text(name) if name.isprintable() else _escaped(name)
 
 
 def string_text(value: str | bytes) -> str:
@@ -45,19 +48,20 @@ def string_text(value: str | bytes) -> str:
     """
     if isinstance(value, bytes):
         try:
-            return string_text(value.decode("utf-8"))
+            value = value.decode("utf-8")
         except UnicodeDecodeError:
             return _escaped(value)
     if value.isprintable() or all(ch.isprintable() or ch in "\n\t" for ch in value):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return _escaped(value)
+
+
+def _escaped(value: str | bytes) -> str:
     try:
-        return _escaped(value.encode("utf-8"))
+        raw = value.encode("utf-8") if isinstance(value, str) else value
     except UnicodeEncodeError as error:
         raise ModelError(f"the string {value!r} holds half a character (a surrogate)") from error
-
-
-def _escaped(value: bytes) -> str:
-    text = value.decode("latin-1").encode("unicode_escape").decode("ascii")
+    text = raw.decode("latin-1").encode("unicode_escape").decode("ascii")
     return 'b"' + text.replace('"', '\\"') + '"'
 
 

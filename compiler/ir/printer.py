@@ -11,7 +11,7 @@ from aigcc.errors import ModelError
 from aigcc.ir.atomic import replacing
 from aigcc.ir.dataref import WeightFile, hold, needs_data_file
 from aigcc.ir.graphtext import WIDTH, GraphPrinter, Style
-from aigcc.ir.literals import name_text, string_text
+from aigcc.ir.literals import string_text
 from aigcc.ir.parser import parse_model
 from aigcc.ir.records import metadata_record
 
@@ -52,10 +52,9 @@ def print_model(
         raise ModelError("device configurations have no text form")
     style = Style(folder or Path(), data, inline_limit, brief)
     printer = GraphPrinter(style)
-    lines = _header(_model_keys(model, brief))
-    lines += printer.graph(model.graph, name_text(model.graph.name or ""), "", "")
+    lines = [*_header(_model_keys(model, brief)), *printer.graph(model.graph)]
     for function in model.functions.values():
-        lines += _function_lines(function, printer)
+        lines += [*_header(_function_keys(function)), *printer.function(function)]
     table = printer.table.lines()
     return "\n".join([*lines, *([""] if table else []), *table, ""])
 
@@ -166,18 +165,11 @@ def _model_keys(model: ir.Model, brief: bool) -> list[str]:
     return [f"{key}: {text}" for key, text in texts.items()]
 
 
-def _function_lines(function: ir.Function, printer: GraphPrinter) -> list[str]:
+def _function_keys(function: ir.Function) -> list[str]:
     keys = [f"domain: {string_text(function.domain)}"]
     if function.overload:
         keys.append(f"overload: {string_text(function.overload)}")
-    keys.append(f"opset_import: {_opsets_text(function.opset_imports)}")
-    attributes = ", ".join(printer.attribute(attr) for attr in function.attributes.values())
-    return [
-        *_header(keys),
-        *printer.graph(
-            function.graph, name_text(function.name), f" <{attributes}>" if attributes else "", ""
-        ),
-    ]
+    return [*keys, f"opset_import: {_opsets_text(function.opset_imports)}"]
 
 
 def _opsets_text(opsets: dict[str, int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,21 @@ class Record:
         if self.quantization:
             owner.meta[_QUANTIZATION] = dict(self.quantization)
 
+    def restore_attributes(self, attributes: Mapping[str, ir.Attr]) -> None:
+        """Give attributes and their tensors their documentation and metadata back.
+
+        Raises:
+            KeyError: There is no attribute of a name in the record.
+        """
+        for name, record in self.attributes.items():
+            attributes[name].doc_string = record.doc
+            record.restore_tensors(_tensors(attributes[name]))
+
+    def restore_tensors(self, tensors: Iterable[ir.TensorProtocol]) -> None:
+        """Give tensors their metadata and documentation back."""
+        for tensor, record in zip(tensors, self.tensors, strict=False):
+            record.restore(tensor)
+
 
 def _strings_to_any(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
@@ -100,13 +115,12 @@ def _records(value: object) -> dict[str, Record]:
 
 def node_record(node: ir.Node, brief: bool) -> Record:
     """The record of a node and of its outputs; `brief` leaves out what torch's exporter wrote."""
-    outputs = {value.name or "": value_record(value, brief) for value in node.outputs}
-    attributes = {attr.name: _attribute_record(attr) for attr in node.attributes.values()}
+    outputs = {value.name: value_record(value, brief) for value in node.outputs if value.name}
     return Record(
         metadata_record(node.metadata_props, brief),
         None if brief else node.doc_string,
         outputs={name: part for name, part in outputs.items() if part.to_json()},
-        attributes={name: part for name, part in attributes.items() if part.to_json()},
+        attributes=_attribute_records(node.attributes.values()),
     )
 
 
@@ -122,9 +136,13 @@ def value_record(value: ir.Value, brief: bool) -> Record:
     return record
 
 
-def graph_record(graph: ir.Graph, brief: bool) -> Record:
-    """The record of a graph."""
-    return Record(metadata_record(graph.metadata_props, brief), graph.doc_string)
+def graph_record(graph: ir.Graph, parameters: Iterable[ir.Attr], brief: bool) -> Record:
+    """The record of a graph, and of the attributes of the function that it belongs to."""
+    return Record(
+        metadata_record(graph.metadata_props, brief),
+        graph.doc_string,
+        attributes=_attribute_records(parameters),
+    )
 
 
 def metadata_record(metadata: Mapping[str, str], brief: bool) -> dict[str, str]:
@@ -132,14 +150,22 @@ def metadata_record(metadata: Mapping[str, str], brief: bool) -> dict[str, str]:
     return {key: text for key, text in metadata.items() if not (brief and _TORCH.match(key))}
 
 
+def _attribute_records(attributes: Iterable[ir.Attr]) -> dict[str, Record]:
+    records = {attr.name: _attribute_record(attr) for attr in attributes}
+    return {name: record for name, record in records.items() if record.to_json()}
+
+
 def _attribute_record(attr: ir.Attr) -> Record:
-    tensors: list[ir.TensorProtocol] = []
-    if not attr.is_ref() and attr.value is not None:
-        if attr.type == ir.AttributeType.TENSOR:
-            tensors = [attr.as_tensor()]
-        elif attr.type == ir.AttributeType.TENSORS:
-            tensors = list(attr.as_tensors())
-    return Record(doc=attr.doc_string, tensors=[_tensor_record(tensor) for tensor in tensors])
+    tensors = [_tensor_record(tensor) for tensor in _tensors(attr)]
+    return Record(doc=attr.doc_string, tensors=tensors)
+
+
+def _tensors(attr: ir.Attr) -> Iterable[ir.TensorProtocol]:
+    if attr.is_ref() or attr.value is None:
+        return ()
+    if attr.type == ir.AttributeType.TENSOR:
+        return (attr.as_tensor(),)
+    return attr.as_tensors() if attr.type == ir.AttributeType.TENSORS else ()
 
 
 def _tensor_record(tensor: ir.TensorProtocol) -> Record:

@@ -202,8 +202,8 @@ def _to_proto(
 
 def root_cause(error: BaseException) -> str:
     """What onnx_ir's chain of errors began with."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
     return str(error).partition(" Please contribute")[0] or type(error).__name__
 
 

@@ -102,6 +102,12 @@ def _computed_values(model: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
+def _is_done(node: ir.Node) -> bool:
+    return all(_is_complete(value) for value in node.outputs) and not any(
+        attribute.type in _GRAPHS for attribute in node.attributes.values()
+    )
+
+
 def _is_complete(value: ir.Value) -> bool:
     # An output without a name is one that the node leaves out.
     return value.name == "" or _is_typed(value)
@@ -145,9 +151,8 @@ class _Walk:
 
     def node(self, node: ir.Node, imports: Imports) -> None:
         """Infer the outputs of one node from its inputs."""
-        if self.only_missing and all(_is_complete(value) for value in node.outputs):
-            if not any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
-                return
+        if self.only_missing and _is_done(node):
+            return
         function = self.functions.get(node.op_identifier())
         if function is not None:
             reason = self._call(node, function)

@@ -46,8 +46,9 @@ def load_model(path: str | Path) -> onnx_ir.Model:
     """Load an .onnx file without reading its weights, wherever they are.
 
     Weights of more than 1 KiB stay on disk as memory-mapped tensors, also when they lie inside
-    the .onnx file. Smaller ones are copied into memory. Training information is dropped with a
-    warning; everything else is kept.
+    the .onnx file. Smaller ones are copied into memory. Nothing that a program acts on is lost:
+    what onnx_ir has no place for is refused (map types, sparse attributes) or dropped (training
+    information, with a warning; checksums of external data; types of values that do not exist).
 
     Args:
         path: The file. External data must lie in its folder.

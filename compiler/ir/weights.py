@@ -19,6 +19,12 @@ SMALL = 1024
 
 _CHUNK = 16 << 20
 _FINGERPRINT = "aigcc.fingerprint"
+_CONSTANT_DTYPES = {
+    "value_int": onnx_ir.DataType.INT64,
+    "value_ints": onnx_ir.DataType.INT64,
+    "value_float": onnx_ir.DataType.FLOAT,
+    "value_floats": onnx_ir.DataType.FLOAT,
+}
 
 
 def derive(
@@ -78,19 +84,14 @@ def constant(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | None:
             return None
         if attribute.type == onnx_ir.AttributeType.TENSOR:
             return cast(onnx_ir.TensorProtocol, attribute.value)
-        if attribute.name.startswith("value_"):
-            return onnx_ir.tensor(attribute.value, dtype=_CONSTANT_DTYPES[attribute.type])
+        if attribute.name in _CONSTANT_DTYPES:
+            return onnx_ir.tensor(attribute.value, dtype=_CONSTANT_DTYPES[attribute.name])
+        if attribute.name == "value_string":
+            return onnx_ir.StringTensor([attribute.value.encode()], shape=onnx_ir.Shape([]))
+        if attribute.name == "value_strings":
+            texts = [text.encode() for text in attribute.value]
+            return onnx_ir.StringTensor(texts, shape=onnx_ir.Shape([len(texts)]))
     return None
-
-
-_CONSTANT_DTYPES = {
-    onnx_ir.AttributeType.INT: onnx_ir.DataType.INT64,
-    onnx_ir.AttributeType.INTS: onnx_ir.DataType.INT64,
-    onnx_ir.AttributeType.FLOAT: onnx_ir.DataType.FLOAT,
-    onnx_ir.AttributeType.FLOATS: onnx_ir.DataType.FLOAT,
-    onnx_ir.AttributeType.STRING: onnx_ir.DataType.STRING,
-    onnx_ir.AttributeType.STRINGS: onnx_ir.DataType.STRING,
-}
 
 
 def read(value: onnx_ir.Value | None) -> npt.NDArray[Any] | None:

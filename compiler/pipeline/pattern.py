@@ -259,6 +259,17 @@ class Match:
         return found
 
 
+def producers_needed(pattern: Apply) -> tuple[frozenset[str], ...]:
+    """For each input that only a node can give, the operators of which it may be."""
+    needed = []
+    for item in pattern.inputs:
+        choices = item.choices if isinstance(item, Either) else (item,)
+        operators = [choice.op_type for choice in choices if isinstance(choice, Apply)]
+        if len(operators) == len(choices):
+            needed.append(frozenset().union(*operators))
+    return tuple(needed)
+
+
 def find(pattern: Apply, root: ir.Node) -> Iterator[Match]:
     """Every way in which `pattern` matches at `root`; take what you need before going on."""
     state = State()

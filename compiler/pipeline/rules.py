@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from aigcc.ir.edit import remove_node
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
 from aigcc.ir.shapes import infer_node
@@ -25,8 +27,10 @@ from aigcc.pipeline.pattern import (
     Var,
     escapes,
     find,
+    producers_needed,
 )
 
+_MADE_BY = "aigcc.made_by"
 Replacement = ir.Value | Sequence[ir.Value] | Mapping[ir.Value, ir.Value] | None
 
 
@@ -168,13 +172,15 @@ class RulePass(Pass):
 class _Compiled:
     rule: Rule
     pattern: Apply
+    needs: tuple[frozenset[str], ...]
 
 
 def _compile(rule: Rule) -> list[_Compiled]:
     parameters = list(inspect.signature(rule.pattern).parameters.values())[1:]
     variables = [Var(p.name, optional=p.default is None) for p in parameters]
     made = rule.pattern(PatternBuilder(), *variables)
-    return [_Compiled(rule, p) for p in ([made] if isinstance(made, Apply) else made)]
+    patterns = [made] if isinstance(made, Apply) else made
+    return [_Compiled(rule, pattern, producers_needed(pattern)) for pattern in patterns]
 
 
 def apply_rules(module: Module, rules: Iterable[Rule], ctx: Context) -> int:
@@ -219,13 +225,14 @@ class _Driver:
         self.ctx = ctx
 
     def run(self, graph: GraphLike) -> None:
+        owner = graph.graph if isinstance(graph, ir.Function) else graph
         pending = [node for node in reversed(graph) if node.op_type in self.index]
         waiting = set(pending)
         while pending:
             node = pending.pop()
             waiting.discard(node)
-            if node.graph is None:
-                continue
+            if node.graph is not owner:
+                continue  # removed by now, or in a sub-graph, which has its own turn
             for again in self._visit(graph, node):
                 if again not in waiting and again.op_type in self.index:
                     waiting.add(again)
@@ -233,7 +240,11 @@ class _Driver:
 
     def _visit(self, graph: GraphLike, node: ir.Node) -> list[ir.Node]:
         declined: dict[str, str] = {}
+        producers = [value.producer() for value in node.inputs if value is not None]
+        around = {producer.op_type for producer in producers if producer is not None}
         for compiled in self.index.get(node.op_type, ()):
+            if any(needed.isdisjoint(around) for needed in compiled.needs):
+                continue
             rule = compiled.rule
             for match in find(compiled.pattern, node):
                 if escapes(match, rule.shared):
@@ -252,8 +263,9 @@ class _Driver:
     def _try(self, graph: GraphLike, rule: Rule, match: Match) -> list[ir.Node] | None:
         if rule.opset > self.opset:
             raise NoMatch(f"needs opset {rule.opset}, and this is opset {self.opset}")
-        stem = match.root.name or match.root.outputs[0].name or match.root.op_type
-        builder = Builder(graph, self.names, stem, f"{self.ctx.maker}/{rule.name}", self.opset)
+        builder = Builder(
+            graph, self.names, _stem(match.root), f"{self.ctx.maker}/{rule.name}", self.opset
+        )
         try:
             made = rule.rewrite(builder, match)
             if made is None:
@@ -288,6 +300,12 @@ class _Driver:
         remove_dead(match.nodes)
         again = [user for value in replaced.values() for user in value.consumers()]
         return [*builder.made, *again]
+
+
+def _stem(root: ir.Node) -> str:
+    """What the names of new nodes begin with; that of an earlier rewrite is not added to."""
+    name = root.name or root.outputs[0].name or root.op_type
+    return re.sub(r"/\w+$", "", name) if _MADE_BY in root.metadata_props else name
 
 
 def _pairs(
@@ -325,7 +343,7 @@ def _stamp(builder: Builder, match: Match) -> None:
     }
     for node in builder.made:
         node.metadata_props.update(kept)
-        node.metadata_props["aigcc.made_by"] = builder.maker
+        node.metadata_props[_MADE_BY] = builder.maker
 
 
 def replace_value(
@@ -375,6 +393,17 @@ def remove_dead(nodes: Iterable[ir.Node]) -> None:
         node, _ = waiting.popitem()
         if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
             continue
-        producers = [value.producer() for value in node.inputs if value is not None]
-        node.graph.remove(node, safe=True)
-        waiting.update(dict.fromkeys(p for p in producers if p is not None))
+        inputs = [value for value in node.inputs if value is not None]
+        remove_node(node)
+        for value in inputs:
+            producer = value.producer()
+            if producer is not None:
+                waiting[producer] = None
+            elif not value.uses():
+                _remove_initializer(value)
+
+
+def _remove_initializer(value: ir.Value) -> None:
+    if value.is_initializer() and not value.is_graph_input() and not value.is_graph_output():
+        assert value.graph is not None
+        del value.graph.initializers[str(value.name)]

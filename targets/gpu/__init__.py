@@ -123,11 +123,12 @@ class Gpu(Target):
         table = [dataclasses.asdict(kernel) for kernel in kernels]
         (out / KERNELS).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
         self._remark(kernels, ctx)
+        for warning in result["warnings"]:
+            ctx.note(None, f"TensorRT-RTX warns: {warning}")
         facts = {
             "library": f"TensorRT-RTX {result['version']}",
             **request,
             "kernels": summarise(kernels),
-            "warnings": result["warnings"],
         }
         return Lowered((ENGINE, KERNELS), ENGINE, facts)
 

@@ -16,6 +16,7 @@ from typing import Any
 Progress = Callable[[str, float], None]
 
 _SHOWN_ERRORS = 5
+_INT64 = "has Int64 binding."
 
 
 class Refused(Exception):
@@ -58,10 +59,7 @@ def build(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     _configure(trt, config, request)
     config.progress_monitor = _make_monitor(trt, progress)
     if request["profiles"]:
-        profile = builder.create_optimization_profile()
-        for name, shapes in request["profiles"].items():
-            profile.set_shape(name, *(tuple(shape) for shape in shapes))
-        config.add_optimization_profile(profile)
+        config.add_optimization_profile(_make_profile(builder, request["profiles"]))
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise Refused(
@@ -85,7 +83,7 @@ def _make_logger(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
+            elif severity == trt.ILogger.WARNING and not message.endswith(_INT64):
                 self.warnings.append(message)
             elif message.startswith("Layers:"):
                 self.table = message
@@ -147,6 +145,19 @@ def _let_attention_decompose(trt: Any, network: Any) -> None:
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer
             layer.attention.decomposable = True
+
+
+def _make_profile(builder: Any, shapes: dict[str, list[list[int]]]) -> Any:
+    profile = builder.create_optimization_profile()
+    for name, (smallest, best, largest) in shapes.items():
+        try:
+            profile.set_shape(name, smallest, best, largest)
+        except RuntimeError as error:
+            raise Refused(
+                f"TensorRT-RTX refuses the shapes {smallest}, {best}, {largest}: {error}",
+                at=f"input {name!r}",
+            ) from error
+    return profile
 
 
 def _configure(trt: Any, config: Any, request: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ _SECTIONS = ("], Constants: [", "], Outputs: [", "], TacticName: ")
 
 # Layers of these kinds, or with these names, multiply matrices or convolve.
 _PRODUCTS = frozenset({"gemm", "correlation", "deconv"})
-_PRODUCT_NAME = re.compile(r"^(__myl_Fc|_gemm_mha)")
+_PRODUCT_NAME = re.compile(r"^(__myl_(Fc|Corr|Deco)|_gemm_mha)")
 _ATTENTION_NAME = "_gemm_mha"
 
 # Layers that compute shapes on the host and launch nothing.

@@ -1,1 +1,226 @@
-"""NVIDIA Jetson boards through Apache TVM."""
+"""NVIDIA Jetson boards through Apache TVM: a shared library for their Arm cores."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from aigcc.errors import TargetError, did_you_mean
+from aigcc.ir.module import Module
+from aigcc.ir.weights import read
+from aigcc.options import option
+from aigcc.pipeline.context import Context
+from aigcc.target import Lowered, Problem, Requirement, Session, Target, node_label
+from aigcc.targets import worker
+from aigcc.targets.dims import dynamic_dims, sample_sizes, with_sizes
+from aigcc.targets.jetson.example import EXAMPLE
+from aigcc.targets.jetson.machine_code import read_library
+from aigcc.targets.jetson.program import (
+    LIBRARY,
+    PARAMETERS,
+    SIGNATURE,
+    EmulatedSession,
+    NativeSession,
+    Signature,
+)
+from aigcc.targets.jetson.toolchain import INSTALL as INSTALL_LINKER
+from aigcc.targets.jetson.toolchain import PREPARE, cross_linker, find_runner
+from aigcc.targets.limits import check_limits
+
+INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1"
+
+_HOST = "host"
+_FORM = "dims=[NAME:SIZE]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Jetson(Target):
+    """The Arm cores of a Jetson board, or of this machine with board=host.
+
+    Shapes are static: each dynamic dim gets its size from `dims` or from the samples. Kernels are
+    fused, and not yet scheduled for the cores; the GPU of the board is not used.
+    """
+
+    name: ClassVar[str] = "jetson"
+    summary: ClassVar[str] = "the Arm cores of NVIDIA Jetson boards, through Apache TVM"
+
+    board: str = option("agx-orin", "a board of the table, or host for this machine")
+    precision: Literal["fp32", "fp16"] = option(
+        "fp32", "of factors in products and convolutions; sums are float32"
+    )
+    dims: tuple[str, ...] = option((), "sizes of dynamic dims, each NAME:SIZE")
+    emulate: bool = option(False, "compare outputs by running the program in qemu, which is slow")
+
+    @property
+    def tolerance(self) -> float:
+        """float16 keeps 11 bits, and products of products lose some of them."""
+        return 1e-4 if self.precision == "fp32" else 2e-2
+
+    def pipeline(self) -> str:
+        """Canonicalise, fuse, and replace what the front end lacks."""
+        return "canonicalize,fuse,legalize"
+
+    def requirements(self) -> list[Requirement]:
+        """The compiler, a linker for aarch64, and the emulator for comparisons."""
+        tvm = importlib.util.find_spec("tvm") is not None
+        linker = self._linker()
+        runner = find_runner()
+        return [
+            Requirement(
+                "apache-tvm", tvm, "compiles" if tvm else "not installed", "" if tvm else INSTALL
+            ),
+            Requirement(
+                "linker",
+                linker is not None,
+                " ".join(linker) if linker else "none for aarch64",
+                "" if linker else INSTALL_LINKER,
+            ),
+            Requirement(
+                "qemu",
+                runner is not None,
+                f"runs programs with {runner}" if runner else "not ready: outputs not compared",
+                "" if runner else PREPARE,
+            ),
+        ]
+
+    def check(self, module: Module) -> list[Problem]:
+        """Operators, types and limits of the table, and scales that the front end rounds."""
+        problems = [*super().check(module), *check_limits(module, self.can)]
+        problems.extend(_inexact_resizes(module))
+        return problems
+
+    def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
+        """Compile `model.so`, with `model.params` and the signature `model.json` beside it.
+
+        Raises:
+            TargetError: TVM or a linker is missing, a dim has no size, or TVM refused the module.
+        """
+        if importlib.util.find_spec("tvm") is None:
+            raise TargetError("Apache TVM is not installed", hint=INSTALL)
+        linker = self._linker()
+        if linker is None:
+            raise TargetError("there is no linker for aarch64 here", hint=INSTALL_LINKER)
+        target = self._tvm_target()
+        sizes = self._sizes(module, ctx)
+        if sizes:
+            module = with_sizes(module, sizes)
+            self._refuse(module)
+        with tempfile.TemporaryDirectory(dir=out) as scratch:
+            onnx = Path(scratch) / "model.onnx"
+            module.save(onnx)
+            request = {
+                "onnx": str(onnx),
+                "library": str(out / LIBRARY),
+                "parameters": str(out / PARAMETERS),
+                "target": target,
+                "half": self.precision == "fp16",
+                "link": linker,
+            }
+            function = "aigcc.targets.jetson.compiler:compile_model"
+            found = worker.call(function, request, ctx.progress)
+        Signature.of(module).save(out / SIGNATURE)
+        ctx.note(
+            None,
+            "kernels are fused but neither tiled, vectorised by hand nor tuned, and run on one "
+            "core: expect 10 to 100 times the time of a tuned library",
+        )
+        code = read_library(out / LIBRARY)
+        facts = {
+            "library": f"Apache TVM {found.pop('version')}",
+            "board": self.board,
+            "machine": code.machine,
+            "instructions": code.instructions,
+            "target": target,
+            "dims": sizes,
+            **found,
+        }
+        return Lowered((LIBRARY, PARAMETERS, SIGNATURE), LIBRARY, facts)
+
+    def session(self, folder: Path, entry: str) -> Session | None:
+        """In this process for board=host; in qemu where `emulate` asks for it."""
+        if self.board == _HOST:
+            return NativeSession(folder)
+        if not self.emulate:
+            return None
+        runner = find_runner()
+        if runner is None:
+            raise TargetError("the emulator is not ready", hint=PREPARE)
+        return EmulatedSession(folder, runner, self._board()["qemu"])
+
+    def example(self, module: Module, entry: str) -> str:
+        """Runs the program once on the board, with TVM's runtime."""
+        return EXAMPLE
+
+    def _linker(self) -> list[str] | None:
+        return ["c++"] if self.board == _HOST else cross_linker()
+
+    def _board(self) -> dict[str, Any]:
+        boards: Mapping[str, dict[str, Any]] = self.can.facts["boards"]
+        if self.board not in boards:
+            raise TargetError(
+                f"unknown board {self.board!r}", hint=did_you_mean(self.board, [*boards, _HOST])
+            )
+        return boards[self.board]
+
+    def _tvm_target(self) -> dict[str, Any] | None:
+        if self.board == _HOST:
+            return None
+        board = self._board()
+        return {
+            "kind": "llvm",
+            "mtriple": "aarch64-linux-gnu",
+            "mcpu": board["mcpu"],
+            "mattr": board["mattr"],
+            "num-cores": board["cores"],
+        }
+
+    def _sizes(self, module: Module, ctx: Context) -> dict[str, int]:
+        """A size for every dynamic dim: from `dims`, else from real samples."""
+        places = dynamic_dims(module)
+        sizes = sample_sizes(module, ctx.samples)
+        for text in self.dims:
+            name, _, size = text.rpartition(":")
+            if not size.isdecimal() or not int(size):
+                raise TargetError(f"{text!r} is no size of a dim", hint=f"the form is {_FORM}")
+            if name not in places:
+                known = did_you_mean(name, places) if places else "all shapes are fixed"
+                raise TargetError(f"the model has no dynamic dim {name!r}", hint=known)
+            sizes[name] = int(size)
+        missing = [name for name in places if name not in sizes]
+        if missing:
+            raise TargetError(
+                f"the dim {missing[0]!r} has no size, and this target needs static shapes",
+                at=places[missing[0]],
+                hint=f"give dims=[{','.join(f'{name}:SIZE' for name in missing)}], or samples",
+            )
+        return sizes
+
+    def _refuse(self, module: Module) -> None:
+        for problem in self.check(module):
+            raise TargetError(problem.message, at=problem.node, hint=problem.hint)
+
+
+def _inexact_resizes(module: Module) -> list[Problem]:
+    """Resizes whose scales do not give whole sizes: there TVM samples at other places."""
+    problems = []
+    for node in module.nodes():
+        if node.op_type != "Resize" or len(node.inputs) < 3 or node.inputs[0] is None:
+            continue
+        scales, shape = read(node.inputs[2]), node.inputs[0].shape
+        if scales is None or shape is None or len(scales) != len(shape):
+            continue
+        for scale, size in zip(scales.tolist(), shape, strict=True):
+            if isinstance(size, int) and not (scale * size).is_integer():
+                problems.append(
+                    Problem(
+                        f"Resize by {scale:g} of a size of {size} gives no whole size",
+                        node_label(node),
+                        "give the Resize its sizes instead of its scales",
+                    )
+                )
+                break
+    return problems

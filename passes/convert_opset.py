@@ -1,0 +1,203 @@
+"""Raise or lower the default operator set of a module."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from aigcc.errors import PassError
+from aigcc.ir.module import GraphLike, Module
+from aigcc.ir.names import Names
+from aigcc.ir.shapes import infer_shapes
+from aigcc.options import option
+from aigcc.passes.opsets import HIGHEST, LOWER, LOWEST, LOWEST_RESULT, RAISE, Blocked, Call
+from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import Pass
+from aigcc.pipeline.rules import Builder
+
+_ALIASES = ("", "ai.onnx")
+_RANKS_MATTER = 13
+"""Below this version adapters ask for ranks and types (Softmax, Clip, Pad)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOpset(Pass):
+    """Say the same in another version of the default operator set, 13 to 26.
+
+    ```
+    y = ReduceMean <axes = [1]> (x)      →      y = ReduceMean (x, axes)      from opset 17 to 18
+    ```
+    All or nothing: where one node cannot be said in the other version nothing changes, and a remark
+    names it. Functions are converted with the graph. No weight is read.
+    """
+
+    name: ClassVar[str] = "convert-opset"
+    version: int = option(23, "the version to convert to")
+
+    def run(self, module: Module, ctx: Context) -> None:
+        """Convert the main graph and every function.
+
+        Raises:
+            PassError: the version is not one that models can be converted to.
+        """
+        if not LOWEST_RESULT <= self.version <= HIGHEST:
+            raise PassError(
+                f"cannot convert to opset {self.version}",
+                hint=f"give a version from {LOWEST_RESULT} to {HIGHEST}",
+            )
+        convert(module, self.version, ctx)
+
+
+def convert(module: Module, version: int, ctx: Context) -> bool:
+    """Convert all graphs of a module; False, with a remark, where a node does not allow it."""
+    plans, blocked = [], False
+    roots: list[GraphLike] = [module.graph, *module.model.functions.values()]
+    for root in roots:
+        current = root.opset_imports.get("", root.opset_imports.get("ai.onnx", version))
+        if current == version:
+            continue
+        if current < _RANKS_MATTER or version < current:
+            infer_shapes(module.model, only_missing=True)
+        if not LOWEST <= current <= HIGHEST:
+            ctx.decline(None, f"opset {current} is outside {LOWEST} to {HIGHEST}")
+            return False
+        plan = _Plan(root, current, version, ctx)
+        blocked = plan.blocked or blocked
+        plans.append(plan)
+    if blocked or not plans:
+        return not blocked
+    if not ctx.rewrite(None, f"opset {plans[0].current} to {version}"):
+        return False
+    names = Names(module)
+    for plan in plans:
+        plan.apply(names, ctx)
+    least = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)], True)
+    module.model.ir_version = max(module.model.ir_version, least)
+    return True
+
+
+class _Plan:
+    """What becomes of each node of a main graph or function; made before anything is changed."""
+
+    def __init__(self, root: GraphLike, current: int, version: int, ctx: Context) -> None:
+        self.root = root
+        self.current = current
+        self.version = version
+        self.blocked = False
+        self.changes: list[tuple[GraphLike, ir.Node, Call]] = []
+        graphs: list[GraphLike] = [root, *root.subgraphs()]
+        for graph in graphs:
+            for node in graph:
+                if node.domain in _ALIASES:
+                    self._plan(graph, node, ctx)
+
+    def _plan(self, graph: GraphLike, node: ir.Node, ctx: Context) -> None:
+        old = Call(node.op_type, tuple(node.inputs), dict(node.attributes))
+        try:
+            new = old
+            for adapter in _steps(self.current, self.version):
+                if new.op_type in adapter:
+                    new = adapter[new.op_type](new, node)
+            new = _fitted(new, node, self.current, self.version)
+        except Blocked as reason:
+            self.blocked = True
+            ctx.decline(node, f"{node.op_type} {reason}, so opset {self.version} is not reached")
+            return
+        if new is not old:
+            self.changes.append((graph, node, new))
+
+    def apply(self, names: Names, ctx: Context) -> None:
+        for graph, node, new in self.changes:
+            stem = node.name or node.outputs[0].name or node.op_type
+            builder = Builder(graph, names, stem, ctx.maker, self.version)
+            inputs = [_value(item, builder) for item in new.inputs]
+            for made in builder.made:
+                made.metadata_props["aigcc.made_by"] = ctx.maker
+            graph.insert_before(node, builder.made)
+            _become(node, new, inputs)
+        self.root.opset_imports.pop("ai.onnx", None)
+        self.root.opset_imports[""] = self.version
+
+
+def _steps(current: int, version: int) -> Iterator[Mapping[str, Any]]:
+    if current < version:
+        yield from (RAISE.get(step, {}) for step in range(current + 1, version + 1))
+    else:
+        yield from (LOWER.get(step, {}) for step in range(current, version, -1))
+
+
+def _value(item: ir.Value | np.ndarray | Call | None, builder: Builder) -> ir.Value | None:
+    if isinstance(item, Call):
+        inputs = [_value(inner, builder) for inner in item.inputs]
+        made: ir.Value = builder.node(
+            item.op_type, inputs, {name: a.value for name, a in item.attributes.items()}
+        )
+        return made
+    return builder.constant(item) if isinstance(item, np.ndarray) else item
+
+
+def _become(node: ir.Node, new: Call, inputs: list[ir.Value | None]) -> None:
+    node.op_type, node.domain = new.op_type, ""
+    node.resize_inputs(len(inputs))
+    for place, value in enumerate(inputs):
+        node.replace_input_with(place, value)
+    for name in [name for name in node.attributes if name not in new.attributes]:
+        del node.attributes[name]
+    for attribute in new.attributes.values():
+        node.attributes.add(attribute)
+
+
+def _fitted(new: Call, node: ir.Node, current: int, version: int) -> Call:
+    """A call without attributes that the version does not have, if those say nothing.
+
+    Raises:
+        Blocked: the version lacks the operator, an input, an attribute or a type.
+    """
+    schema = _schema(new.op_type, version)
+    if schema is None or schema.deprecated:
+        raise Blocked(f"does not exist in opset {version}")
+    if len(new.inputs) > schema.max_input:
+        raise Blocked(f"has more inputs than in opset {version}")
+    unknown = [name for name in new.attributes if name not in schema.attributes]
+    before = _schema(new.op_type, current)
+    for name in unknown:
+        default = (
+            before.attributes[name].default_value if before and name in before.attributes else None
+        )
+        if default is None or not _says_nothing(new, name, default):
+            raise Blocked(f"has an attribute {name} that opset {version} lacks")
+    if version < current:
+        _check_types(node, schema)
+    return new.replace(drop=unknown) if unknown else new
+
+
+def _says_nothing(new: Call, name: str, default: onnx.AttributeProto) -> bool:
+    attribute = new.known(name)
+    if attribute is None or default.type == onnx.AttributeProto.UNDEFINED:
+        return False
+    neutral = onnx.helper.get_attribute_value(default)
+    return bool(attribute.value == (neutral.decode() if isinstance(neutral, bytes) else neutral))
+
+
+def _check_types(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
+    for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        for place, value in enumerate(values):
+            if value is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
+                continue
+            formal = formals[min(place, len(formals) - 1)]
+            if f"tensor({value.dtype.name.lower()})" not in formal.types:
+                raise Blocked(f"takes no {value.dtype.name.lower()} before")
+
+
+@functools.cache
+def _schema(op_type: str, version: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, version, "")
+    except onnx.defs.SchemaError:
+        return None

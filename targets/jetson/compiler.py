@@ -1,0 +1,122 @@
+"""Turns an ONNX file into a shared library and its parameters; runs in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from aigcc.errors import TargetError
+
+Progress = Callable[[str, float], None]
+
+
+def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Compile a model of static shapes.
+
+    Args:
+        request: `onnx`, `library` and `parameters` are paths, the latter two to write; `target` is
+            a target of TVM, or None for this machine; `half` asks for float16 products; `link` is
+            the command that links, or None for the compiler of this machine.
+        progress: Told what the compiler is at.
+
+    Returns:
+        The version of TVM, how many kernels there are, how often they are launched, and how many
+        parameters the program takes.
+
+    Raises:
+        TargetError: the front end or the compiler refused the model.
+    """
+    progress("loading TVM", 0.0)
+    import onnx
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+
+    progress("importing the model", 0.1)
+    try:
+        program = from_onnx(onnx.load(request["onnx"]), keep_params_in_input=True)
+    except Exception as error:
+        raise _refusal(error) from error
+    if request["half"]:
+        program = relax.transform.ToMixedPrecision(out_dtype="float32")(program)
+    progress("preparing the parameters", 0.2)
+    program, parameters = _settle_parameters(program)
+    target = tvm.target.Target(request["target"] or _this_machine())
+    with target:
+        if not request["half"]:  # the approximations are made for float32
+            program = relax.transform.FastMathTransform()(program)
+        program = relax.get_pipeline("zero")(program)
+        progress("generating code", 0.4)
+        executable = tvm.compile(program, target=target)
+    progress("linking", 0.8)
+    executable.export_library(request["library"], fcompile=_linker(request["link"]))
+    tvm.runtime.save_param_dict_to_file(
+        {str(index): tensor for index, tensor in enumerate(parameters)}, request["parameters"]
+    )
+    kernels = [f for f in program.functions.values() if isinstance(f, tvm.tirx.PrimFunc)]
+    return {
+        "version": tvm.__version__,
+        "kernels": len(kernels),
+        "launches": program["main"].script().count("R.call_tir("),
+        "parameters": len(parameters),
+    }
+
+
+def _settle_parameters(program: Any) -> tuple[Any, list[Any]]:
+    """Compute now what depends on parameters alone, such as their float16 form.
+
+    Returns the program, which takes the results behind its inputs, and the results.
+    """
+    import tvm
+    from tvm import relax
+
+    program, named = relax.frontend.detach_params(program)
+    given = list(named.get("main", []))
+    if not given:
+        return program, []
+    program = relax.transform.LiftTransformParams()(program)
+    step = "main_transform_params"
+    prepare = tvm.compile(tvm.IRModule({step: program[step]}), target="llvm")
+    made = relax.VirtualMachine(prepare, tvm.cpu())[step](given)
+    return tvm.IRModule({"main": program["main"]}), list(made)
+
+
+def _this_machine() -> dict[str, Any]:
+    import tvm
+
+    return {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
+
+
+def _linker(command: Sequence[str] | None) -> Any:
+    def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None) -> None:
+        line = [*(command or ["c++"]), "-shared", "-fPIC", "-s", "-o", output, *objects]
+        done = subprocess.run(
+            [*line, *(options or [])], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise TargetError(
+                f"the linker failed: {done.stderr.strip()[-500:]}", at=" ".join(line[:3])
+            )
+
+    return link
+
+
+def _refusal(error: Exception) -> TargetError:
+    message = str(error).strip().splitlines() or [type(error).__name__]
+    node = _node_of(error.__traceback__)
+    return TargetError(
+        f"TVM cannot import the model: {message[0]}",
+        at=f"node {node.name or node.output[0]} ({node.op_type})" if node is not None else "",
+        hint="let the pipeline end with legalize, or change this node",
+    )
+
+
+def _node_of(trace: TracebackType | None) -> Any:
+    """The node that the front end was at; its errors do not name it."""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "_construct_nodes":
+            return trace.tb_frame.f_locals.get("node")
+        trace = trace.tb_next
+    return None

@@ -1,0 +1,40 @@
+"""The program that an artifact for Jetson boards carries along."""
+
+EXAMPLE = '''\
+"""Runs model.so once: python example.py [NAME=FILE.npy ...]
+
+Needs `pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1 numpy`. Inputs that are
+not given are zeros. Outputs are printed.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count()))
+import tvm
+from tvm import relax
+
+
+def main() -> None:
+    folder = Path(__file__).parent
+    given = {name: np.load(file) for name, file in (text.split("=", 1) for text in sys.argv[1:])}
+    signature = json.loads((folder / "model.json").read_text())
+    weights = tvm.runtime.load_param_dict_from_file(str(folder / "model.params"))
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(folder / "model.so")), tvm.cpu())
+    inputs = [
+        tvm.runtime.tensor(given.get(item["name"], np.zeros(item["shape"], item["dtype"])))
+        for item in signature["inputs"]
+    ]
+    result = machine["main"](*inputs, *(weights[str(index)] for index in range(len(weights))))
+    results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+    for name, tensor in zip(signature["outputs"], results):
+        print(name, tuple(tensor.shape), tensor.numpy().ravel()[:8])
+
+
+if __name__ == "__main__":
+    main()
+'''
