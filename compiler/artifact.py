@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,28 @@ import onnx_ir as ir
 
 from aigcc.errors import ArtifactError
 from aigcc.ir.module import Module
+from aigcc.jsontext import to_json
+from aigcc.synthetic import set_vocabulary
 
 MANIFEST = "artifact.json"
 FORMAT = 1
+
+_SCRATCH = re.compile(r"\.\d+\.partial")
+_FIELDS: dict[str, type] = {
+    "device_files": list,
+    "entry": str,
+    "facts": dict,
+    "files": dict,
+    "inputs": list,
+    "nodes": dict,
+    "outputs": list,
+    "pipeline": str,
+    "remarks": list,
+    "rewrites": dict,
+    "source": str,
+    "target": str,
+    "versions": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +79,13 @@ class Artifact:
                 at=str(path),
                 hint="build the artifact again with this aigcc",
             )
+        for name, kind in _FIELDS.items():
+            if not isinstance(manifest.get(name), kind):
+                raise ArtifactError(
+                    f"{MANIFEST} is damaged: {name!r} is missing or of a wrong type",
+                    at=str(path),
+                    hint="build the artifact again",
+                )
         artifact = cls(folder, manifest)
         if check:
             artifact.check()
@@ -70,9 +98,16 @@ class Artifact:
 
     def signature(self) -> Module:
         """A module without nodes that has the artifact's inputs and outputs."""
-        inputs, outputs = (
-            [_value(facts) for facts in self.manifest[kind]] for kind in ("inputs", "outputs")
-        )
+        try:
+            inputs, outputs = (
+                [_value(facts) for facts in self.manifest[kind]] for kind in ("inputs", "outputs")
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(
+                f"{MANIFEST} is damaged: its signature cannot be read",
+                at=str(self.folder / MANIFEST),
+                hint="build the artifact again",
+            ) from error
         graph = ir.Graph(inputs, outputs, nodes=[], opset_imports={"": 1}, name="signature")
         return Module(ir.Model(graph, ir_version=10), self.folder / self.entry)
 
@@ -96,13 +131,32 @@ class Artifact:
                 )
 
 
+def describe_value(value: ir.Value, rows: int | None = None) -> dict[str, Any]:
+    """Name, element type, shape and, of an input that indexes a table, the number of its rows."""
+    shape = None if value.shape is None else [_dim(dim) for dim in value.shape]
+    dtype = None if value.dtype is None else value.dtype.name.lower()
+    return {
+        "name": value.name,
+        "dtype": dtype,
+        "shape": shape,
+        **({} if rows is None else {"below": rows}),
+    }
+
+
+def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
+    return dim if isinstance(dim, int) else dim.value
+
+
 def _value(facts: Mapping[str, Any]) -> ir.Value:
     dtype, shape = facts["dtype"], facts["shape"]
-    return ir.Value(
+    value = ir.Value(
         name=facts["name"],
         type=None if dtype is None else ir.TensorType(ir.DataType[dtype.upper()]),
         shape=None if shape is None else ir.Shape(shape),
     )
+    if "below" in facts:
+        set_vocabulary(value, facts["below"])
+    return value
 
 
 def digest(path: Path) -> str:
@@ -125,41 +179,44 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `artifact.json`; equal manifests give equal bytes."""
-    text = json.dumps({"format": FORMAT, **manifest}, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, "utf-8")
+    (folder / MANIFEST).write_text(to_json({"format": FORMAT, **manifest}) + "\n", "utf-8")
 
 
 @contextlib.contextmanager
 def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `out` to write into; it becomes `out` on success and vanishes on failure.
+    """An empty folder whose contents become those of `out` on success, and vanish on failure.
 
     Raises:
-        ArtifactError: `out` is a file, is not empty and no artifact, or may not be replaced.
+        ArtifactError: see `check_free`; or `out` cannot be written.
     """
-    _check_free(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
+    check_free(out, overwrite=overwrite)
     try:
-        staging.mkdir()
-        yield staging
-        if out.exists():
-            shutil.rmtree(out)
-        staging.rename(out)
+        with _made(out):
+            scratch = out / f".{os.getpid()}.partial"
+            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                (scratch / "new").mkdir(parents=True)
+                yield scratch / "new"
+                _exchange(out, scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(
-            f"the artifact cannot be written: {error.strerror or error}",
+            f"the folder cannot be written: {error.strerror or error}",
             at=str(error.filename or out),
             hint="free disk space or choose another folder with -o",
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_free(out: Path, *, overwrite: bool) -> None:
+def check_free(out: Path, *, overwrite: bool = False) -> None:
+    """Check that a folder is new or empty, or an artifact that may be replaced.
+
+    Raises:
+        ArtifactError: it is not.
+    """
     if out.exists() and not out.is_dir():
         raise ArtifactError(f"{out} is a file", hint="give a folder with -o")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or not _entries(out):
         return
     if not (out / MANIFEST).is_file():
         raise ArtifactError(
@@ -171,3 +228,42 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
             f"the output folder {out} holds an artifact already",
             hint="add --overwrite to replace it, or choose another folder with -o",
         )
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, but for what runs that were killed have left."""
+    return [path for path in folder.iterdir() if not _SCRATCH.fullmatch(path.name)]
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; those that were made are removed on failure."""
+    fresh = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in fresh:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _exchange(out: Path, scratch: Path) -> None:
+    """Move the entries of `out` to `scratch/old`, and those of `scratch/new` to `out`, or none.
+
+    The folder itself stays: it may be a mount point, a link, or where the user's shell is.
+    """
+    (scratch / "old").mkdir()
+    moves = [(path, scratch / "old" / path.name) for path in out.iterdir() if path != scratch]
+    moves += [(path, out / path.name) for path in (scratch / "new").iterdir()]
+    undo: list[Callable[[], object]] = []
+    try:
+        for path, place in moves:
+            undo.append(functools.partial(os.rename, place, path))
+            path.rename(place)
+    except BaseException:
+        for step in reversed(undo):
+            with contextlib.suppress(FileNotFoundError):
+                step()
+        raise

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.metadata
 import platform
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from aigcc.analysis.metrics import OutputError, compare_outputs
-from aigcc.artifact import Artifact, describe_files, staged, write_manifest
-from aigcc.errors import TargetError
+from aigcc.artifact import (
+    MANIFEST,
+    Artifact,
+    check_free,
+    describe_files,
+    describe_value,
+    staged,
+    write_manifest,
+)
+from aigcc.errors import ModelError, TargetError
 from aigcc.ir.module import Module
+from aigcc.ir.names import Names
+from aigcc.ir.verify import verify as verify_module
 from aigcc.options import show
 from aigcc.pipeline.context import Context, Remark
 from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
 from aigcc.pipeline.text import format, parse
-from aigcc.runtime import OrtSession
+from aigcc.quality import Suspects, measure
 from aigcc.samples import Samples, load_samples
+from aigcc.synthetic import vocabulary
 from aigcc.target import Target
 
 if TYPE_CHECKING:
@@ -66,24 +78,64 @@ def load(
         roots: Folders besides its own in which a `.onnxtxt` may name data.
 
     Raises:
-        ModelError: it cannot be read; says why, and what to do.
+        ModelError: it cannot be read, or is no legal model; says why, and what to do.
     """
     if isinstance(source, Module):
-        return source
-    if not isinstance(source, str | Path):
+        module = source
+    elif not isinstance(source, str | Path):
         from aigcc.ir.trace import from_torch
 
-        return from_torch(source, inputs, dynamic_shapes)
-    text = str(source)
-    if text.endswith(".pt2"):
+        module = from_torch(source, inputs, dynamic_shapes)
+    else:
+        module = _load_path(source, roots)
+    verify_module(module.model)
+    if not module.outputs:
+        raise ModelError(
+            "the model has no outputs, so there is nothing to compute",
+            at=str(module.path or module.graph.name),
+        )
+    return module
+
+
+def _load_path(source: str | Path, roots: Iterable[Path]) -> Module:
+    text, path = str(source), Path(source)
+    if path.suffix == ".pt2":
         from aigcc.ir.pt2 import from_pt2
 
-        return from_pt2(Path(source))
-    if ":" in text and not Path(text).exists() and not text.endswith((".onnx", ".onnxtxt")):
+        return from_pt2(path)
+    if path.is_dir() and (path / MANIFEST).is_file():
+        raise ModelError(
+            f"{text} is an artifact, and a model is needed here",
+            at=text,
+            hint=f"give the model that it was built from; aigcc explain {text} names it",
+        )
+    if ":" in text and not path.exists() and path.suffix not in (".onnx", ".onnxtxt"):
         from aigcc.ir.trace import from_callable
 
         return from_callable(text)
-    return Module.load(source, roots=roots)
+    if not path.exists():
+        raise ModelError(f"there is no model at {text!r}", at=text, hint=_guess(path))
+    module = Module.load(path, roots=roots)
+    _name_apart(module)
+    return module
+
+
+def _guess(path: Path) -> str:
+    """What was meant by a path that does not exist."""
+    known = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, known, n=1)
+    if near:
+        return f"did you mean {str(path.with_name(near[0]))!r}?"
+    return "give a file that ends with .onnx, .onnxtxt or .pt2, or package.module:callable"
+
+
+def _name_apart(module: Module) -> None:
+    """Let no two nodes share a name: ONNX Runtime refuses that, and messages would be unclear."""
+    names, seen = Names(module), set()
+    for node in module.nodes():
+        if node.name and node.name in seen:
+            node.name = names.fresh(node.name)
+        seen.add(node.name)
 
 
 def build(
@@ -95,7 +147,7 @@ def build(
     dynamic_shapes: Any = None,
     passes: str | Iterable[Pass] | None = None,
     catalogue: Mapping[str, type[Pass]] | None = None,
-    samples: str | Path | Samples | None = None,
+    samples: str | Path | Samples | Callable[[], Iterable[Mapping[str, Any]]] | None = None,
     observers: Iterable[Observer] = (),
     verify: Verify = "numeric",
     overwrite: bool = False,
@@ -113,10 +165,11 @@ def build(
         dynamic_shapes: Its dims that may change.
         passes: The pipeline, as text or as passes; the target's own by default.
         catalogue: The passes that a pipeline text may name; aigcc's by default.
-        samples: A folder, file or `module:callable`; synthetic inputs by default.
+        samples: A folder, a file, `module:callable`, or a function that yields feeds; synthetic
+            inputs by default.
         observers: Told about every pass.
         verify: "structure" checks the IR after every pass; "numeric" also runs the artifact and
-            the original on the samples and compares; "off" does neither.
+            the original on the samples and compares; "off" checks the original only.
         overwrite: Replace an artifact that lies at `out`.
         roots: See `load`.
         threads: Threads for running and lowering; all cores by default.
@@ -129,23 +182,29 @@ def build(
         from aigcc.targets import make_target
 
         target = make_target(target)
+    pipeline = _pipeline(passes, target, catalogue)
+    manager = PassManager(pipeline, observers=observers, check=verify != "off")
+    out = Path(out)
+    check_free(out, overwrite=overwrite)
     progress("reading the model", 0.0)
     original = load(source, inputs, dynamic_shapes, roots=roots)
     feeds = samples if isinstance(samples, Samples) else load_samples(samples, original)
     module = original.clone()
     ctx = Context(target=target, samples=feeds, threads=threads, progress=progress)
-    pipeline = _pipeline(passes, target, catalogue)
-    with staged(Path(out), overwrite=overwrite) as staging:
-        manager = PassManager(pipeline, observers=observers, check=verify != "off")
+    with staged(out, overwrite=overwrite) as staging:
         runs = manager.run(module, ctx)
-        _refuse_problems(target, module)
+        _refuse_problems(target, module, pipeline)
         progress(f"lowering for {target.name}", 0.0)
         lowered = target.lower(module, staging, ctx)
         (staging / "example.py").write_text(target.example(module, lowered.entry), "utf-8")
+        session = target.session(staging, lowered.entry) if verify == "numeric" else None
         quality = None
-        if verify == "numeric":
+        if session is not None:
             progress("comparing with the original", 0.0)
-            quality = _measure(original, target, staging, lowered.entry, feeds, threads)
+            quality = measure(original, session, feeds, threads)
+            command = _bisect_command(source, pipeline, target, samples, roots)
+            Suspects(original, pipeline, runs, target, feeds, command).refuse(quality)
+        rows = {value.name: vocabulary(value) for value in original.inputs}
         manifest = {
             "target": show(target, target.name, explicit=True),
             "pipeline": format(pipeline, explicit=True),
@@ -153,17 +212,17 @@ def build(
             "device_files": list(lowered.files),
             "source": _name(source),
             "versions": _versions(),
-            "inputs": [_signature(value) for value in module.inputs],
-            "outputs": [_signature(value) for value in module.outputs],
+            "inputs": [describe_value(value, rows.get(value.name)) for value in module.inputs],
+            "outputs": [describe_value(value) for value in module.outputs],
             "nodes": {"before": _count(original), "after": _count(module)},
-            "quality": quality,
+            "quality": None if quality is None else quality.describe(feeds),
             "facts": dict(lowered.facts),
             "remarks": [dataclasses.asdict(r) for r in ctx.remarks if r.kind != "applied"],
             "rewrites": dict(sorted(ctx.rewrites.items())),
             "files": describe_files(staging),
         }
         write_manifest(staging, manifest)
-    return Build(Artifact.load(out), original, module, runs, ctx.remarks, feeds)
+    return Build(Artifact.load(out, check=False), original, module, runs, ctx.remarks, feeds)
 
 
 def _pipeline(
@@ -176,7 +235,7 @@ def _pipeline(
     return parse(passes, catalogue) if isinstance(passes, str) else list(passes)
 
 
-def _refuse_problems(target: Target, module: Module) -> None:
+def _refuse_problems(target: Target, module: Module, pipeline: Sequence[Pass]) -> None:
     problems = target.check(module)
     if not problems:
         return
@@ -184,50 +243,34 @@ def _refuse_problems(target: Target, module: Module) -> None:
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
     hints = list(dict.fromkeys(p.hint for p in problems if p.hint))
+    if not hints and "legalize" not in [current.name for current in pipeline]:
+        hints = ["let the pipeline end with legalize"]
+    count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise TargetError(
-        f"{target.name} cannot run this model: {len(problems)} problems",
+        f"{target.name} cannot run this model: {count}",
         at="\n      ".join(shown),
-        hint="; ".join(hints[:3]) or "let the pipeline end with legalize",
+        hint="; ".join(hints[:3]) or "put other operators in the place of these",
     )
 
 
-def _measure(
-    original: Module,
+def _bisect_command(
+    source: object,
+    pipeline: Sequence[Pass],
     target: Target,
-    folder: Path,
-    entry: str,
-    samples: Samples,
-    threads: int | None,
-) -> dict[str, Any] | None:
-    session = target.session(folder, entry)
-    if session is None:
-        return None
-    worst: dict[str, OutputError] = {}
-    reference = OrtSession(original, optimise=False, threads=threads)
-    count = 0
-    for feeds in samples:
-        count += 1
-        for row in compare_outputs(reference.run(feeds), session.run(feeds)):
-            if row.name not in worst or row.relative > worst[row.name].relative:
-                worst[row.name] = row
-    _refuse_wrong(target, worst)
-    return {
-        "samples": samples.source,
-        "synthetic": samples.synthetic,
-        "count": count,
-        "outputs": [dataclasses.asdict(row) for row in worst.values()],
-    }
+    samples: object,
+    roots: Iterable[Path],
+) -> str:
+    from aigcc.passes import PASSES
 
-
-def _refuse_wrong(target: Target, worst: Mapping[str, OutputError]) -> None:
-    for row in worst.values():
-        if not row.relative <= target.tolerance:
-            raise TargetError(
-                f"output {row.name!r} is wrong: its relative error is {row.relative:.2g}, "
-                f"more than the {target.tolerance:.2g} that {target.name} allows here",
-                at=f"artifact for {show(target, target.name)}",
-                hint="aigcc bisect MODEL -p PIPELINE names the rewrite that broke it",
-            )
+    is_text = isinstance(source, str | Path) and isinstance(samples, str | Path | None)
+    if not is_text or any(PASSES.get(current.name) is not type(current) for current in pipeline):
+        return "aigcc.pipeline.bisect.find_first_wrong"
+    words = ["aigcc", "bisect", str(source), "-p", format(pipeline)]
+    words += ["-t", show(target, target.name), "--tolerance", f"{target.tolerance:g}"]
+    words += [] if samples is None else ["--samples", str(samples)]
+    for root in roots:
+        words += ["--data-root", str(root)]
+    return shlex.join(words)
 
 
 def _name(source: object) -> str:
@@ -243,16 +286,6 @@ def _versions() -> dict[str, str]:
     for package in ("aigcc", "numpy", "onnx", "onnx-ir", "onnxruntime"):
         found[package] = importlib.metadata.version(package)
     return found
-
-
-def _signature(value: Any) -> dict[str, Any]:
-    shape = None if value.shape is None else [_dim(dim) for dim in value.shape]
-    dtype = None if value.dtype is None else value.dtype.name.lower()
-    return {"name": value.name, "dtype": dtype, "shape": shape}
-
-
-def _dim(dim: Any) -> int | str | None:
-    return dim if isinstance(dim, int) else dim.value
 
 
 def _count(module: Module) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
 from collections.abc import Iterable
+
+_INSTALLED = ("<frozen", sysconfig.get_path("stdlib"))
 
 
 class CompileError(Exception):
@@ -65,3 +68,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {near[0]!r}?"
     return "known: " + ", ".join(names)
+
+
+def describe(error: BaseException) -> str:
+    """The type and the first line of an error that aigcc did not raise itself."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def raised_at(error: BaseException) -> str | None:
+    """`file:line` of the innermost frame in the user's own code; where there is none, of any."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    places: dict[bool, str] = {}
+    trace = error.__traceback__
+    while trace is not None:
+        code, package = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
+        installed = code.co_filename.startswith(_INSTALLED) or "site-packages" in code.co_filename
+        is_own = not installed and package.partition(".")[0] != "aigcc"
+        places[is_own] = f"{code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return places.get(True) or places.get(False)

@@ -219,7 +219,7 @@ def to_text(value: Any) -> str:
         return "[" + ",".join(to_text(item) for item in value) + "]"
     text = str(value)
     plain = _TOKEN.fullmatch(text)
-    if plain is not None and plain.lastgroup == "word":
+    if plain is not None and plain.group("word") == text:
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 

@@ -21,8 +21,10 @@ from aigcc.ir.module import Module
 
 Array = npt.NDArray[Any]
 
-_ERRORS = tuple(
-    kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)
+_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(k for k in vars(state).values() if isinstance(k, type) and issubclass(k, Exception)),
 )
 
 # Types that have no numpy type of their own: they travel as raw memory.
@@ -171,7 +173,7 @@ def _explained(where: str) -> Iterator[None]:
     """ONNX Runtime's errors as CompileErrors."""
     try:
         yield
-    except (*_ERRORS, ValueError, RuntimeError) as error:
+    except _ERRORS as error:
         text = str(error).strip()
         node = _NODE.search(text)
         raise CompileError(

@@ -10,15 +10,18 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.errors import SampleError, did_you_mean
+from aigcc.errors import CompileError, SampleError, describe, did_you_mean, raised_at
 from aigcc.ir.module import Module
 from aigcc.synthetic import COUNT, resolve, symbols, synthetic_feeds
+
+if TYPE_CHECKING:
+    from aigcc.target import Session
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -56,6 +59,24 @@ class Samples:
             yield check_feeds(feeds, self.module, where)
         if not found:
             raise SampleError(f"no samples in {self.source}", hint="give at least one")
+
+    def run(self, session: Session, feeds: Feeds) -> dict[str, Array]:
+        """The outputs for one of these samples; a failure on a synthetic one says what it is.
+
+        Raises:
+            CompileError: the program failed.
+        """
+        try:
+            return session.run(feeds)
+        except CompileError as error:
+            if not self.synthetic or error.hint:
+                raise
+            raise CompileError(
+                error.what,
+                at=error.at,
+                hint="the inputs are made up, and may be none that the model takes: give real ones "
+                "with --samples",
+            ) from error
 
 
 def load_samples(
@@ -292,10 +313,12 @@ def _import(text: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
         found: Any = importlib.import_module(name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        is_absent = isinstance(error, ModuleNotFoundError | AttributeError)
         raise SampleError(
-            f"{text} cannot be imported: {type(error).__name__}: {error}",
-            hint="the module must lie in this folder or be installed",
+            f"{text} cannot be imported: {describe(error)}",
+            at=None if is_absent else raised_at(error),
+            hint="the module must lie in this folder or be installed" if is_absent else None,
         ) from error
     finally:
         sys.path.remove(str(Path.cwd()))
@@ -312,15 +335,10 @@ def _call(
     try:
         for index, feeds in enumerate(function()):
             yield f"{name}, sample {index}", feeds
-    except Exception as error:
+    except CompileError:
+        raise
+    except (Exception, SystemExit) as error:
         raise SampleError(
-            f"the function failed: {type(error).__name__}: {error}",
-            at=f"{name}, near sample {index}, {_line(error)}",
+            f"the function failed: {describe(error)}",
+            at=f"{name}, near sample {index}, {raised_at(error)}",
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ _SIZES = (
 _PIXELS = 32
 _OTHER = 8
 _ANY_POSITION = 1 << 20
+_LARGEST = 1 << 30  # elements of an input
 
 # Float inputs that a model divides by, or takes the logarithm of.
 _POSITIVE = re.compile(r"sigma|guidance|scale|strength|noise_level", re.I)
@@ -40,6 +42,7 @@ _LENGTH = re.compile(r"len", re.I)
 _MOVES = frozenset(
     {"Cast", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
+_ROWS = "aigcc.table_rows"  # of an input: see `set_vocabulary`
 _STORED = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
 
 
@@ -158,6 +161,8 @@ def count_tokens(module: Module, sizes: Mapping[str, int]) -> int:
 
 def vocabulary(value: ir.Value) -> int | None:
     """The number of rows of the smallest constant table that `value` indexes, or None."""
+    if _ROWS in value.metadata_props:
+        return int(value.metadata_props[_ROWS])
     found: list[int] = []
     waiting, seen = [value], {value}
     while waiting:
@@ -171,6 +176,11 @@ def vocabulary(value: ir.Value) -> int | None:
                 if rows is not None:
                     found.append(rows)
     return min(found, default=None)
+
+
+def set_vocabulary(value: ir.Value, rows: int) -> None:
+    """Let `vocabulary` know the table of an input whose module has no nodes."""
+    value.metadata_props[_ROWS] = str(int(rows))
 
 
 def _rows(gather: ir.Node) -> int | None:
@@ -266,6 +276,11 @@ def _array(value: ir.Value, sizes: Mapping[str, int], total: int, index: int) ->
             hint="give samples: --samples FOLDER, or --samples package.module:function",
         )
     shape = input_shape(value, sizes)
+    if math.prod(shape) > _LARGEST:
+        raise SampleError(
+            f"no inputs can be made up for {value.name!r}: its shape {list(shape)} is too large",
+            hint="give samples: --samples FOLDER, or --samples package.module:function",
+        )
     if dtype == ir.DataType.STRING:
         return np.full(shape, "text", object)
     random = np.random.default_rng([zlib.crc32((value.name or "").encode()), index])

@@ -29,6 +29,8 @@ KEPT = frozenset(
     }
 )  # fmt: skip
 
+_OF_ANGLES = frozenset({"Cos", "Sin"})
+
 # What pays for casts around it. Every other operator goes along with its neighbours.
 HEAVY = frozenset(
     {
@@ -165,7 +167,7 @@ def make_plan(module: Module, border: ir.DataType, reads: dict[ir.Value, str]) -
             continue
         places = slots(node, module.opset)
         reason = places if isinstance(places, str) else _pin(node, places, reads)
-        if _is_index_like(node, angles):
+        if not isinstance(places, str) and _is_index_like(node, angles):
             angles.update(node.outputs)
         if reason or isinstance(places, str):
             plan.pinned[node] = reason or ""
@@ -202,6 +204,8 @@ def _is_index_like(node: ir.Node, angles: set[ir.Value]) -> bool:
 
     Their products with frequencies become angles, and float16 would round those by whole turns.
     """
+    if node.op_type in _OF_ANGLES:
+        return False
     for value in node.inputs:
         if value is None or value in angles:
             continue

@@ -462,7 +462,7 @@ class HeadsInside(Rule):
 class ChannelHeads(Rule):
     """Attention of heads cut from channels -> Transpose(Attention(Transpose(q), .., q_num_heads=h))
 
-    Convolutional models keep q, k and v as [b, h * d, s], see [b * h, d, s] and let one head attend.
+    Convolutional models keep q, k and v as [b, h * d, s] and let one head attend [b * h, d, s].
     """
 
     name = "channels"

@@ -71,7 +71,7 @@ def _plain_weight(op: Builder, gemm: ir.Node) -> ir.Value | None:
     """The weight that a MatMul needs to do the same, or None where only Gemm can do it."""
     attributes, weight = gemm.attributes, gemm.inputs[1]
     factors = [attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
-    if weight is None or attributes.get_int("transA", 0) or factors != [1.0, 1.0]:
+    if weight is None or attributes.get_int("transA", 0) == 1 or factors != [1.0, 1.0]:
         return None
     if not attributes.get_int("transB", 0):
         return weight

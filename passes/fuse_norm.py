@@ -19,7 +19,6 @@ from aigcc.passes.conditions import (
     computed,
     is_all,
     keeping,
-    product,
     same_dims,
     size,
     spreads_along,
@@ -81,9 +80,9 @@ def _ones(x: ir.Value, axis: int) -> np.ndarray:
     if x.dtype not in FLOATS - {ir.DataType.DOUBLE}:
         raise NoMatch(f"the input is {x.dtype.name if x.dtype else 'of unknown type'}")
     assert x.shape is not None
-    dims = x.shape[axis:]
-    if product(dims) is None:
-        raise NoMatch(f"the normalised dims {dims} are not known")
+    dims = [dim for dim in x.shape[axis:] if isinstance(dim, int)]
+    if len(dims) != len(x.shape) - axis:
+        raise NoMatch(f"the normalised dims {list(x.shape[axis:])} are not known")
     return np.ones(dims, x.dtype.numpy())
 
 

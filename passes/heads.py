@@ -92,15 +92,17 @@ def _product(dims: Sequence[int | ir.SymbolicDim]) -> int | None:
     return math.prod(sizes) if len(sizes) == len(dims) else None
 
 
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
+
+
 def _rows(op: Builder, split: ir.Value | None, width: int) -> ir.Value:
     """[batch, tokens, width] from [batch, tokens, heads, width / heads]."""
     assert split is not None
     node = split.producer()
-    if node is not None and node.op_type == "Reshape":
-        source = node.inputs[0]
-        if source is not None and source.shape is not None and len(source.shape) == 3:
-            if same_rows(source.shape, split.shape):
-                return source
+    source = node.inputs[0] if node is not None and node.op_type == "Reshape" else None
+    if source is not None and _rank(source) == 3 and same_rows(source.shape, split.shape):
+        return source
     value: ir.Value = op.Reshape(split, [0, 0, width])
     return value
 
@@ -127,31 +129,24 @@ def _unpacked(op: Builder, node: ir.Node, width: int) -> ir.Value | None:
 def _picked(node: ir.Node) -> tuple[ir.Value, int] | None:
     """What Squeeze(Slice(x, i, i + 1, 0), 0) or Gather(x, i, axis=0) picks from, and i."""
     source = node.inputs[0] if node.inputs else None
+    if source is None or len(node.inputs) < 2:
+        return None
     if node.op_type == "Gather":
-        place, axis = scalar(node.inputs[1]), node.attributes.get("axis")
-        first = axis is None or axis.as_int() == 0
-        flat = node.inputs[1] is not None and node.inputs[1].shape == ir.Shape([])
-        if source is None or not first or not flat or place is None or place < 0:
+        place, axis, index = scalar(node.inputs[1]), node.attributes.get("axis"), node.inputs[1]
+        flat = index is not None and index.shape == ir.Shape([])
+        if not flat or place is None or place < 0 or (axis is not None and axis.as_int() != 0):
             return None
         return source, int(place)
-    cut = source.producer() if source is not None else None
-    if node.op_type not in ("Squeeze", "Reshape") or cut is None or cut.op_type != "Slice":
+    cut = source.producer()
+    if node.op_type != "Squeeze" or cut is None or cut.op_type != "Slice":
         return None
-    return _cut(cut, node.outputs[0])
-
-
-def _cut(cut: ir.Node, result: ir.Value) -> tuple[ir.Value, int] | None:
     inputs = [*cut.inputs, None, None][:5]
-    start, axis = scalar(inputs[1]), scalar(inputs[3])
+    start, axis_cut, squeezed = scalar(inputs[1]), scalar(inputs[3]), scalar(node.inputs[1])
     step = 1 if inputs[4] is None else scalar(inputs[4])
-    source, one = inputs[0], cut.outputs[0].shape
-    if source is None or one is None or result.shape is None or start is None or start < 0:
+    one = cut.outputs[0].shape
+    if inputs[0] is None or start is None or start < 0 or one is None or one[0] != 1:
         return None
-    if axis != 0 or step != 1 or one[0] != 1 or len(one) != len(result.shape) + 1:
-        return None
-    if not all(map(same_dim, one[1:], result.shape)):
-        return None
-    return source, int(start)
+    return (inputs[0], int(start)) if (axis_cut, squeezed, step) == (0, 0, 1) else None
 
 
 def _through_transpose(value: ir.Value) -> tuple[ir.Value, list[int] | None]:

@@ -61,7 +61,7 @@ class Layer:
             return cls(node, x, weight, bias, b * groups, a, groups, dims)
         if node.op_type == "ConvTranspose":
             return cls(node, x, weight, bias, a, b * groups, groups, dims)
-        if dims != 2 or node.attributes.get_int("transA", 0) or x.shape is None:
+        if dims != 2 or node.attributes.get_int("transA", 0) == 1 or x.shape is None:
             return None
         if node.attributes.get_int("transB", 0):
             a, b = b, a
@@ -118,7 +118,7 @@ class Layer:
         """The inverse of `unfold`, for a weight of the given shape."""
         if self.node.op_type == "ConvTranspose":
             return unfolded.swapaxes(1, 2).reshape(shape)
-        if self.is_conv or self.node.attributes.get_int("transB", 0):
+        if self.is_conv or self.node.attributes.get_int("transB", 0) == 1:
             return unfolded.reshape(shape)
         return unfolded[0, :, :, 0].T
 
@@ -165,8 +165,8 @@ class Layer:
 
         def add(weight: Array, *bias: Array) -> Array:
             view = self.unfold(weight)
-            taps = np.einsum("goit,gi->go", view, shift.reshape(self.groups, -1))
-            return taps.reshape(-1) + (vector(bias[0], self.outputs) if bias else 0.0)
+            taps: Array = np.einsum("goit,gi->go", view, shift.reshape(self.groups, -1))
+            return np.add(taps.reshape(-1), vector(bias[0], self.outputs) if bias else 0.0)
 
         return computed(op, add, *sources, like=tensor, shape=(self.outputs,), name="bias")
 

@@ -12,6 +12,8 @@ from aigcc.ir.module import Module
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 
+_ALL_ARE_INPUTS = 3
+
 _SCALARS: dict[str, Any] = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -27,18 +29,30 @@ class LiftConstants(Pass):
     ```
     w = Constant <value = float[2] {1, 2}> ()      →      <float[2] w = {1, 2}>
     ```
+    Up to IR version 3 every initializer had to be an input as well; those inputs go, too.
     """
 
     name: ClassVar[str] = "lift-constants"
 
     def run(self, module: Module, ctx: Context) -> None:
         """Lift every Constant node, in sub-graphs too."""
+        if module.model.ir_version <= _ALL_ARE_INPUTS:
+            _close_inputs(module, ctx)
         for graph in module.graphs():
             if isinstance(graph, ir.Function):
                 continue
             for node in graph:
                 if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
                     _lift(graph, node, ctx)
+
+
+def _close_inputs(module: Module, ctx: Context) -> None:
+    for value in list(module.graph.inputs):
+        if value.is_initializer():
+            if not ctx.rewrite(None, f"initializer {value.name} is no input", by="input"):
+                return
+            module.graph.inputs.remove(value)
+    module.model.ir_version = _ALL_ARE_INPUTS + 1
 
 
 def _lift(graph: ir.Graph, node: ir.Node, ctx: Context) -> None:

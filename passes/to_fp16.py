@@ -29,6 +29,7 @@ from aigcc.pipeline.manager import Pass
 
 _LOWEST_FLOAT = float(np.finfo(np.float32).max) * 0.99
 _ROUNDING = 0.1
+_SUFFIX = {FLOAT: "fp32", HALF: "fp16"}
 
 
 def _typed(module: Module) -> None:
@@ -170,7 +171,7 @@ class _Conversion:
             return
         only = len(users) == len(value.uses()) and not value.is_graph_output()
         initializer = value.is_initializer()
-        name = value.name if only and initializer else self.names.fresh(f"{value.name}/fp16")
+        name = value.name if only and initializer else self.names.fresh(f"{value.name}_fp16")
         if only and initializer:
             del graph.initializers[value.name]
         shape = tuple(tensor.shape.numpy())
@@ -203,14 +204,14 @@ class _Conversion:
             node.replace_input_with(index, cast)
         if shown_otherwise:
             name = value.name
-            value.name = self.names.fresh(f"{name}/{made.name.lower()}")
+            value.name = self.names.fresh(f"{name}_{_SUFFIX[made]}")
             cast.name = name
             for index, shown in enumerate(graph.outputs):
                 if shown is value:
                     graph.outputs[index] = cast
 
     def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
-        stem = f"{value.name}/{to.name.lower()}"
+        stem = f"{value.name}_{_SUFFIX[to]}"
         node = ir.Node(
             "",
             "Cast",

@@ -57,8 +57,7 @@ def _too_many(node: ir.Node, noun: str, most: int) -> str:
     used = [
         index
         for index, value in enumerate(values)
-        if value is not None
-        and (noun == "inputs" or value.uses() or value.is_graph_output())
+        if value is not None and (noun == "inputs" or value.uses() or value.is_graph_output())
     ]
     return "" if max(used, default=-1) < most else f"only the first {most} {noun} may be used"
 

@@ -12,7 +12,20 @@ def make(out: Path, *, overwrite: bool = False) -> None:
     with staged(out, overwrite=overwrite) as staging:
         (staging / "model.onnx").write_bytes(b"weights")
         signature = [{"name": "x", "dtype": "float", "shape": ["batch", 3]}]
-        facts = {"entry": "model.onnx", "inputs": signature, "outputs": signature}
+        facts = {
+            "entry": "model.onnx",
+            "device_files": ["model.onnx"],
+            "inputs": signature,
+            "outputs": signature,
+            "facts": {},
+            "nodes": {"before": 2, "after": 1},
+            "pipeline": "canonicalize",
+            "remarks": [],
+            "rewrites": {},
+            "source": "net.onnx",
+            "target": "mobile",
+            "versions": {},
+        }
         write_manifest(staging, {**facts, "files": describe_files(staging)})
 
 

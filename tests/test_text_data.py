@@ -54,8 +54,8 @@ def test_large_weights_go_beside_the_text_and_equal_ones_once(tmp_path: Path) ->
     model = _weights(_ramp(3), _ramp(100), _ramp(100), lazy, packed)
     write_text(model, tmp_path / "m.onnxtxt", inline_limit=8)
     assert len(calls) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.data", "m.onnxtxt"]
-    assert (tmp_path / "m.data").stat().st_size == 512 + 64 + 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnxtxt", "m.onnxtxt.data"]
+    assert (tmp_path / "m.onnxtxt.data").stat().st_size == 512 + 64 + 8
     assert "float[3] w0 = {0, 1, 2}" in (tmp_path / "m.onnxtxt").read_text()
     assert weights(read_text(tmp_path / "m.onnxtxt")) == weights(model)
 
@@ -66,7 +66,7 @@ def test_weights_that_are_in_a_file_stay_there(tmp_path: Path) -> None:
     (tmp_path / "dumps").mkdir()
     write_text(model, tmp_path / "dumps" / "01-fuse.onnxtxt")
     assert [path.name for path in (tmp_path / "dumps").iterdir()] == ["01-fuse.onnxtxt"]
-    assert '"../a.data"' in (tmp_path / "dumps" / "01-fuse.onnxtxt").read_text()
+    assert '"../a.onnxtxt.data"' in (tmp_path / "dumps" / "01-fuse.onnxtxt").read_text()
     with pytest.raises(ModelError, match="outside of its own folder") as raised:
         read_text(tmp_path / "dumps" / "01-fuse.onnxtxt")
     assert "roots=" in str(raised.value)
@@ -86,6 +86,14 @@ def test_a_text_may_replace_the_data_that_its_model_came_from(tmp_path: Path) ->
         tensor = kept.graph.initializers["w1"].const_value
         assert tensor is not None
         assert tensor.numpy().tolist() == list(range(100))
+
+
+def test_a_file_that_was_replaced_is_not_referred_to(tmp_path: Path) -> None:
+    write_text(_weights(_ramp(100)), tmp_path / "a.onnxtxt")
+    model = read_text(tmp_path / "a.onnxtxt")
+    write_text(_weights(ir.Tensor(np.zeros(100, np.float32))), tmp_path / "a.onnxtxt")
+    write_text(model, tmp_path / "b.onnxtxt")
+    assert weights(read_text(tmp_path / "b.onnxtxt")) == weights(model) == {"w0": [*range(100)]}
 
 
 def test_dumps_share_a_data_file(tmp_path: Path) -> None:
@@ -131,14 +139,15 @@ def test_references_may_not_leave_the_folder(tmp_path: Path, location: str) -> N
     assert "<text>:3:" in str(raised.value)
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_followed_only_in_a_trusted_one(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(16))
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "w.bin").symlink_to(tmp_path / "w.bin")
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "w.bin").symlink_to(tmp_path / "w.bin")
+    text = HEADER + 'g () => (w)\n<float[4] w = ["location": "w.bin"]>\n{}'
     with pytest.raises(ModelError, match="outside"):
-        parse_model(
-            HEADER + 'g () => (w)\n<float[4] w = ["location": "w.bin"]>\n{}', tmp_path / "text"
-        )
+        parse_model(text, folder)
+    assert weights(parse_model(text, folder, roots=[folder])) == {"w": [0, 0, 0, 0]}
 
 
 def test_external_data_is_written_as_onnx_writes_it(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_an_error_shows_the_place_and_what_may_be_meant() -> None:
         ("(x, w)  # float[2,2]", "(x, w)  # float[2,3]", "'m' is float[2,2] here and", 2),
         ("(x, w)  # float[2,2]", "(x, w)  # float, float", "2 types here and 1 outputs", 4),
         ("(x, w)  # float[2,2]", "(x, w)  # float[2,2] by me", "expected ';'", 4),
+        ("(x, w)  # float[2,2]", "(x, w)  # by: a; by: b", "say 'by' twice", 4),
+        ("{\n", "{  # float[2]\n", "only the facts of a node have types", 3),
         ("(x, w)  # float[2,2]", "(x, w)  # @00000000", "has no @00000000", 4),
         ("(x, w)  # float[2,2]", '(x, w)  # {"a": 1}', "expected a string", 4),
         ("(x, w)  # float[2,2]", '(x, w)  # {"a": ', "this JSON is wrong", 5),

@@ -1,54 +1,91 @@
-"""The command line: one app, and the place where every failure becomes a sentence."""
+"""The command line: where every failure becomes a sentence, and every end an exit code."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
-import typer
-
-from aigcc.cli import build, measure, optimise, show
-from aigcc.cli.render import fail
 from aigcc.errors import CompileError
 
-app = typer.Typer(
-    name="aigcc",
-    help="A compiler for generative models: nn.Module, .pt2 and ONNX in; "
-    "ONNX Runtime, TensorRT and TVM out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for commands in (build, optimise, measure, show):
-    commands.register(app)
+_FAULT = 70  # what sysexits.h calls an internal software error
 
 
-class _Stopped(BaseException):
-    """A signal asked the process to end; not an Exception, so that nothing on the way keeps it."""
+class Stopped(BaseException):
+    """Something asked the process to end; not an Exception, so that nothing on the way keeps it.
 
+    Args:
+        number: The signal.
+    """
 
-def _stop(number: int, frame: object) -> None:
-    raise _Stopped(number)
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
 
 
 def main() -> None:
-    """Run the command line.
+    """Run the command line on `sys.argv`.
 
-    Exits with 0, 1 (a failure that was explained), 2 (usage), or 128 + the signal that ended it.
+    Exits with 0; 1 for a failure that was explained; 2 for wrong usage; 70 for a fault of aigcc; or
+    128 and the number of the signal that ended it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of any script, on any terminal
     try:
-        app()
-    except CompileError as error:
+        with _stoppable():
+            from aigcc.cli.app import app
+
+            app(prog_name="aigcc")
+    except Stopped as stopped:
+        if stopped.number == signal.SIGPIPE:
+            # Whoever read our output has closed it: that is its choice and no failure of ours.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            print("\nstopped; nothing half-written was left behind", file=sys.stderr)
+        sys.exit(128 + stopped.number)
+    except Exception as error:
+        sys.exit(_explain(error))
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turn the signals that ask a process to end into `Stopped`, unless they are ignored."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _explain(error: Exception) -> int:
+    """Say what failed, and return the exit code."""
+    from aigcc.cli.render import fail, fail_with_fault
+
+    if "--traceback" in sys.argv:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        error = CompileError(
+            f"there is not enough memory: {error}" if str(error) else "there is not enough memory",
+            hint="use a machine with more memory, smaller samples, or a smaller model",
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        error = CompileError(f"a file cannot be used: {error.strerror}", at=str(error.filename))
+    if isinstance(error, CompileError):
         fail(error)
-        sys.exit(1)
-    except BrokenPipeError:
-        # Whoever read our output has closed it: that is its choice and no failure of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except _Stopped as stopped:
-        print("\nstopped; nothing half-written was left behind", file=sys.stderr)
-        sys.exit(128 + stopped.args[0])
+        return 1
+    fail_with_fault(error)
+    return _FAULT

@@ -15,7 +15,9 @@ Model = Annotated[
         "(nn.Module, inputs[, dynamic shapes]).",
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", metavar="PATH")]
+Program = Annotated[
+    str, typer.Argument(metavar="ARTIFACT|MODEL", help="An artifact's folder, or a model.")
+]
 SamplesOption = Annotated[
     str | None,
     typer.Option(
@@ -25,6 +27,22 @@ SamplesOption = Annotated[
         "Without it, inputs are synthetic, and figures say so.",
         metavar="SAMPLES",
     ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", "-t", metavar="TARGET", help="A target that passes may ask."),
+]
+DumpIr = Annotated[
+    str | None,
+    typer.Option(
+        "--dump-ir",
+        metavar="[=DIR]",
+        help="Write the IR as text after every pass that changed it: into DIR, or OUT-ir.",
+    ),
+]
+PrintAfter = Annotated[
+    str | None,
+    typer.Option("--print-after", metavar="PASS", help="Print the IR after a pass."),
 ]
 DataRoots = Annotated[
     list[Path] | None,
@@ -37,5 +55,15 @@ DataRoots = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--jobs", "-j", min=1, help="Threads that running and lowering may use."),
+    typer.Option(
+        "--jobs", "-j", min=1, metavar="N", help="Threads that running and lowering may use."
+    ),
 ]
+
+
+def dump_folder(given: str, out: Path) -> Path:
+    """The folder that `--dump-ir` means: `given`, or `OUT-ir` where that is empty."""
+    if given:
+        return Path(given)
+    place = out.resolve()
+    return place.with_name(f"{place.stem if place.suffix.startswith('.onnx') else place.name}-ir")

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aigcc.cli.arguments import DataRoots, Json, Model, Out, SamplesOption, Threads
-from aigcc.cli.render import as_json, console, progress, seconds, size, table
+from aigcc.cli.arguments import (
+    DataRoots,
+    DumpIr,
+    Json,
+    Model,
+    PrintAfter,
+    SamplesOption,
+    Threads,
+    dump_folder,
+)
+from aigcc.cli.render import as_json, line, number, progress, seconds, size, table
+
+if TYPE_CHECKING:
+    from aigcc.driver import Build
+    from aigcc.ir.module import Module
 
 
 class Verify(StrEnum):
@@ -21,38 +35,38 @@ class Verify(StrEnum):
     numeric = "numeric"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command()(build)
-
-
 def build(
     model: Model,
     target: Annotated[
         str,
-        typer.Option("--target", "-t", help="For example mobile, gpu, or 'mobile(weights=fp16)'."),
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="TARGET",
+            help="For example mobile, gpu, or 'mobile(weights=fp16)'; see aigcc targets.",
+        ),
     ],
-    out: Out,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="The artifact's new folder.")
+    ],
     passes: Annotated[
         str | None,
-        typer.Option("--passes", "-p", help="The pipeline, instead of the target's own."),
-    ] = None,
-    samples: SamplesOption = None,
-    dump_ir: Annotated[
-        Path | None,
         typer.Option(
-            "--dump-ir",
-            metavar="DIR",
-            help="Write the IR as text after every pass that changed it.",
+            "--passes",
+            "-p",
+            metavar="PIPELINE",
+            help='Such as "canonicalize,fuse", instead of the target\'s own; see aigcc passes.',
         ),
     ] = None,
-    print_after: Annotated[
-        str | None, typer.Option("--print-after", metavar="PASS", help="Print the IR after a pass.")
-    ] = None,
+    samples: SamplesOption = None,
+    dump_ir: DumpIr = None,
+    print_after: PrintAfter = None,
     verify: Annotated[
         Verify,
         typer.Option(
-            help="numeric: also run both models and compare; structure: check the IR only."
+            metavar="LEVEL",
+            help="numeric: check the IR after every pass, run both models and compare; "
+            "structure: check the IR only; off: check nothing but the input.",
         ),
     ] = Verify.numeric,
     jobs: Threads = None,
@@ -71,14 +85,14 @@ def build(
     Example: `aigcc build model.onnx --target mobile -o out`
     """
     from aigcc import driver
-    from aigcc.pipeline.dump import Dump, PrintAfter
+    from aigcc.pipeline import dump
     from aigcc.pipeline.manager import Observer
 
     observers: list[Observer] = []
     if dump_ir is not None:
-        observers.append(Dump(dump_ir))
+        observers.append(dump.Dump(dump_folder(dump_ir, out)))
     if print_after is not None:
-        observers.append(PrintAfter(print_after))
+        observers.append(dump.PrintAfter(print_after))
     with progress(quiet=json) as report:
         made = driver.build(
             model,
@@ -93,6 +107,7 @@ def build(
             roots=data_root or (),
             progress=report,
         )
+        report("measuring latency", 1.0)
         timing = _latency(made, jobs) if latency else None
     facts = _facts(made, timing)
     if json:
@@ -101,7 +116,10 @@ def build(
         _show(facts)
 
 
-def _latency(made: Any, jobs: int | None) -> dict[str, Any] | None:
+COMMANDS = (build,)
+
+
+def _latency(made: Build, jobs: int | None) -> dict[str, Any] | None:
     from aigcc.benchmark import interleave
     from aigcc.runtime import OrtSession
     from aigcc.targets import make_target
@@ -116,7 +134,7 @@ def _latency(made: Any, jobs: int | None) -> dict[str, Any] | None:
     return {name: dataclasses.asdict(timing) for name, timing in timings.items()}
 
 
-def _facts(made: Any, timing: dict[str, Any] | None) -> dict[str, Any]:
+def _facts(made: Build, timing: dict[str, Any] | None) -> dict[str, Any]:
     manifest = made.artifact.manifest
     return {
         "artifact": str(made.artifact.folder),
@@ -131,7 +149,7 @@ def _facts(made: Any, timing: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _weight_bytes(module: Any) -> int:
+def _weight_bytes(module: Module) -> int:
     """Bytes of the model's file and its data; of its weights, where it came from no file."""
     path = module.path
     if path is not None and path.suffix == ".onnx":
@@ -170,29 +188,35 @@ def _show(facts: dict[str, Any]) -> None:
                 f"{after['ratio']:.2f}x ({after['ratio_low']:.2f} to {after['ratio_high']:.2f})",
             )
         )
-    table(f"{facts['target']}", ["", ">before", ">after", ">after / before"], rows)
-    quality = facts["quality"]
-    if quality is None:
-        console.print("quality: not measured")
+    table(facts["target"], ["", ">before", ">after", ">after / before"], rows)
+    line()
+    if facts["quality"] is None:
+        line("quality: not measured")
     else:
-        table(
-            f"\nquality against the original, worst of {quality['count']} "
-            f"{'synthetic ' if quality['synthetic'] else ''}samples",
-            ["output", ">SQNR dB", ">cosine", ">max |a-b|", ">relative"],
-            [
-                (
-                    o["name"],
-                    f"{o['sqnr']:.1f}",
-                    f"{o['cosine']:.6f}",
-                    f"{o['max_abs']:.2g}",
-                    f"{o['relative']:.2g}",
-                )
-                for o in quality["outputs"]
-            ],
-        )
-    console.print(
-        f"\nwrote [bold]{facts['artifact']}[/] — run it: python {facts['artifact']}/example.py"
+        _show_quality(facts["quality"])
+    folder = shlex.quote(facts["artifact"])
+    line(f"\nwrote {folder}\nrun it: python {folder}/example.py")
+
+
+def _show_quality(quality: dict[str, Any]) -> None:
+    kind = "synthetic samples" if quality["synthetic"] else "samples"
+    table(
+        f"quality against the original, worst of {quality['count']} {kind}",
+        ["output", ">SQNR dB", ">cosine", ">max |a-b|", ">relative"],
+        [
+            (
+                o["name"],
+                number(o["sqnr"], ".1f"),
+                number(o["cosine"], ".6f"),
+                number(o["max_abs"], ".2g"),
+                number(o["relative"], ".2g"),
+            )
+            for o in quality["outputs"]
+        ],
     )
+    for o in quality["outputs"]:
+        if o["not_finite"]:
+            line(f"note: {o['not_finite']} values of {o['name']} are NaN or infinite in both")
 
 
 def _row(name: str, before: float, after: float, show: Any) -> tuple[str, str, str, str]:

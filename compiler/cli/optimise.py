@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aigcc.cli.arguments import DataRoots, Json, Model, Out, SamplesOption
-from aigcc.cli.render import as_json, console, progress, seconds, table
+from aigcc.cli.arguments import (
+    DataRoots,
+    DumpIr,
+    Json,
+    Model,
+    PrintAfter,
+    SamplesOption,
+    Target,
+    dump_folder,
+)
+from aigcc.cli.render import as_json, line, progress, seconds, table
+
+if TYPE_CHECKING:
+    from aigcc.pipeline.bisect import FirstWrong
 
 Passes = Annotated[
-    str, typer.Option("--passes", "-p", help='The pipeline, for example "canonicalize,fuse".')
+    str,
+    typer.Option(
+        "--passes",
+        "-p",
+        metavar="PIPELINE",
+        help='For example "canonicalize,fuse"; see aigcc passes.',
+    ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the app."""
-    app.command()(opt)
-    app.command()(bisect)
 
 
 def opt(
     model: Model,
     passes: Passes,
-    out: Out,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Where to write: .onnx (binary) or .onnxtxt (text)."
+        ),
+    ],
     limit: Annotated[
-        int | None, typer.Option(min=0, help="Stop after so many rewrites (see bisect).")
+        int | None,
+        typer.Option(min=0, metavar="N", help="Stop after so many rewrites (see bisect)."),
     ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="A target that passes may ask.")
-    ] = None,
-    dump_ir: Annotated[
-        Path | None, typer.Option("--dump-ir", metavar="DIR", help="Write the IR after every pass.")
-    ] = None,
-    print_after: Annotated[
-        str | None, typer.Option("--print-after", metavar="PASS", help="Print the IR after a pass.")
-    ] = None,
+    target: Target = None,
+    dump_ir: DumpIr = None,
+    print_after: PrintAfter = None,
     data_root: DataRoots = None,
     json: Json = False,
 ) -> None:
@@ -46,8 +59,8 @@ def opt(
     """
     from aigcc.driver import load
     from aigcc.errors import ModelError
+    from aigcc.pipeline import dump
     from aigcc.pipeline.context import Context
-    from aigcc.pipeline.dump import Dump, PrintAfter
     from aigcc.pipeline.manager import Observer, PassManager
     from aigcc.pipeline.text import parse
     from aigcc.targets import make_target
@@ -58,16 +71,18 @@ def opt(
             at="--out",
             hint="end the name with .onnx (binary) or .onnxtxt (text)",
         )
-    pipeline = parse(passes)
-    observers: list[Observer] = [] if dump_ir is None else [Dump(dump_ir)]
+    observers: list[Observer] = []
+    if dump_ir is not None:
+        observers.append(dump.Dump(dump_folder(dump_ir, out)))
     if print_after is not None:
-        observers.append(PrintAfter(print_after))
+        observers.append(dump.PrintAfter(print_after))
+    manager = PassManager(parse(passes), observers=observers)
     with progress(quiet=json) as report:
         ctx = Context(
             target=None if target is None else make_target(target), limit=limit, progress=report
         )
         module = load(model, roots=data_root or ())
-        runs = PassManager(pipeline, observers=observers).run(module, ctx)
+        runs = manager.run(module, ctx)
         report(f"writing {out}", 1.0)
         module.save(out)
     if json:
@@ -78,7 +93,7 @@ def opt(
         ["pass", ">rewrites", ">nodes before", ">nodes after", ">time"],
         [(r.text, r.rewrites, r.nodes_before, r.nodes_after, seconds(r.seconds)) for r in runs],
     )
-    console.print(f"wrote [bold]{out}[/]")
+    line(f"wrote {shlex.quote(str(out))}")
 
 
 def bisect(
@@ -86,11 +101,9 @@ def bisect(
     passes: Passes,
     samples: SamplesOption = None,
     tolerance: Annotated[
-        float, typer.Option(help="The largest max|a-b| / max|a| that counts as right.")
+        float, typer.Option(metavar="X", help="The largest max|a-b| / max|a| that counts as right.")
     ] = 1e-4,
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="A target that passes may ask.")
-    ] = None,
+    target: Target = None,
     data_root: DataRoots = None,
     json: Json = False,
 ) -> None:
@@ -118,12 +131,26 @@ def bisect(
     if json:
         as_json(found)
     elif found.remark is None:
-        console.print(f"all {found.rewrites} rewrites are right within {tolerance:g}")
+        line(f"all {found.rewrites} rewrites are right within {tolerance:g}")
     else:
-        console.print(
-            f"rewrite {found.number} of {found.rewrites} is the first wrong one: {found.remark}"
-        )
-        console.print(f"relative error {found.before:.2g} before it, {found.error:.2g} after it")
-        console.print(
-            f"see it: aigcc opt {model} -p '{passes}' --limit {found.number} -o wrong.onnxtxt"
-        )
+        _show(found, model, passes, data_root)
+
+
+def _show(found: FirstWrong, model: str, passes: str, data_root: list[Path] | None) -> None:
+    assert found.remark is not None
+    if found.number:
+        line(f"rewrite {found.number} of {found.rewrites} is the first wrong one: {found.remark}")
+    else:
+        line(f"no rewrite is wrong, but a pass is: {found.remark}")
+    if found.failure:
+        line(f"it no longer runs: {found.failure}")
+    else:
+        line(f"relative error {found.before:.2g} before it, {found.error:.2g} after it")
+    if found.number:
+        command = ["aigcc", "opt", model, "-p", passes, "--limit", str(found.number)]
+        for folder in data_root or ():
+            command += ["--data-root", str(folder)]
+        line(f"see it: {shlex.join([*command, '-o', 'wrong.onnxtxt'])}")
+
+
+COMMANDS = (opt, bisect)

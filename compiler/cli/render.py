@@ -3,59 +3,89 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TextIO
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, RenderableType
+from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from aigcc.errors import CompileError
+from aigcc.errors import CompileError, describe, raised_at
+from aigcc.jsontext import to_json
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
+_UNWRAPPED = 10_000  # columns of an output that is no terminal: a row stays a line
+_PROSE = 80
+
+_json_output: ContextVar[TextIO | None] = ContextVar("_json_output", default=None)
+
 
 def fail(error: CompileError) -> None:
     """Print what went wrong, where, what to do, and the command that shows it again."""
-    errors.print(f"[bold red]error:[/] {escape(error.what)}")
-    if error.at:
-        errors.print(f"  [dim]at:[/] {escape(error.at)}")
-    if error.hint:
-        errors.print(f"  [dim]hint:[/] {escape(error.hint)}")
-    errors.print(f"  [dim]again:[/] {escape(shlex.join(['aigcc', *sys.argv[1:]]))}")
+    _print_error("error", "bold red", error.what)
+    for label, text in (("at", error.at), ("hint", error.hint), ("again", _command())):
+        if text:
+            _print_error(f"  {label}", "dim", text)
+
+
+def fail_with_fault(error: Exception) -> None:
+    """Print that aigcc itself is at fault, where, and how to see and to report it."""
+    _print_error("error", "bold red", f"this is a fault of aigcc: {describe(error)}")
+    _print_error("  at", "dim", raised_at(error) or "")
+    _print_error("  again", "dim", _command("--traceback"))
+    _print_error("  hint", "dim", "please report it with that command's output and the model")
+
+
+def _command(*options: str) -> str:
+    return shlex.join(["aigcc", *options, *sys.argv[1:]])
+
+
+def _print_error(label: str, style: str, text: str) -> None:
+    # soft_wrap: the terminal breaks lines where it likes, and copies them whole
+    errors.print(Text.assemble((f"{label}: ", style), printable(text)), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, but for line ends, spelt out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+@contextlib.contextmanager
+def json_only(*, enabled: bool) -> Iterator[None]:
+    """Let nothing but `as_json` reach standard output; what else is printed goes to the errors."""
+    if not enabled:
+        yield
+        return
+    token = _json_output.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_output.reset(token)
 
 
 def as_json(thing: Any) -> None:
     """Print one JSON document on standard output."""
-    print(json.dumps(_plain(thing), indent=2, ensure_ascii=False, allow_nan=False))
+    print(to_json(thing), file=_json_output.get())
 
 
-def _plain(thing: Any) -> Any:
-    """`thing` in JSON's own types; numbers that JSON lacks become text."""
-    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        return {f.name: _plain(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
-    if isinstance(thing, dict):
-        return {str(key): _plain(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple | set | frozenset):
-        return [_plain(item) for item in thing]
-    if isinstance(thing, float) and not math.isfinite(thing):
-        return str(thing)
-    if isinstance(thing, Path):
-        return str(thing)
-    return thing
+def line(text: str = "") -> None:
+    """Print a line that is not wrapped, so that it can be copied."""
+    console.print(Text(printable(text)), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; columns named with a leading '>' are aligned to the right."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    if title:
+        line(title)
+    made = Table(header_style="bold", box=None, pad_edge=False)
     for column in columns:
         made.add_column(
             column.lstrip(">"),
@@ -63,8 +93,24 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
             overflow="fold",
         )
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
-    console.print(made)
+        made.add_row(*(Text(printable(str(cell)).replace("\n", "\\n")) for cell in row))
+    _print(made, _UNWRAPPED)
+
+
+def markdown(text: str) -> None:
+    """Print Markdown."""
+    _print(Markdown(text), _PROSE)
+
+
+def _print(thing: RenderableType, width: int) -> None:
+    """Print as wide as the terminal; elsewhere as wide as `width`, without blanks at line ends."""
+    if console.is_terminal:
+        console.print(thing)
+        return
+    with console.capture() as captured:
+        console.print(thing, width=width)
+    for text in captured.get().splitlines():
+        print(text.rstrip())
 
 
 def size(count: float) -> str:
@@ -90,6 +136,11 @@ def seconds(duration: float) -> str:
     return f"{duration:.2f} s" if duration >= 1 else f"{duration * 1e3:.2f} ms"
 
 
+def number(value: float | str, form: str = ".4g") -> str:
+    """A number for people; "inf" and its like come out of JSON as text."""
+    return value if isinstance(value, str) else f"{value:{form}}"
+
+
 @contextlib.contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
     """A progress bar on standard error while the block runs; yields what reports to it."""
@@ -97,6 +148,7 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
         yield lambda text, fraction: None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
+    bar = Progress(*columns, console=errors, transient=True, redirect_stdout=console.is_terminal)
+    with bar:
         task = bar.add_task("", total=1.0)
         yield lambda text, fraction: bar.update(task, description=text, completed=fraction)

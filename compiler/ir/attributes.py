@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.errors import did_you_mean
+from aigcc.errors import ModelError, did_you_mean
 from aigcc.ir.dataref import Roots
 from aigcc.ir.lexer import Lexer
 from aigcc.ir.literals import TYPE_WORDS
@@ -249,7 +249,10 @@ class AttributeReader:
         reference = ir.ExternalTensor(
             entries["location"], offset, length, dtype, shape=ir.Shape(dims), name=name or ""
         )
-        return self._roots.map(reference, lexer.source.where(at))
+        try:
+            return self._roots.map(reference)
+        except ModelError as error:
+            raise lexer.source.error(at, error.what, error.hint) from error
 
     def _strings(self) -> list[bytes]:
         """Read `{"...", "..."}`."""

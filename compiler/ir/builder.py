@@ -107,13 +107,13 @@ class _GraphBuilder:
             name=text.name or None,
         )
         if text.facts:
-            if text.facts.types:
-                raise self._source.error(text.facts.at, "the facts of a graph have no types")
             text.facts.record.restore(graph)
         return graph
 
     def _define(self, declared: ValueText) -> ir.Value:
         """A new value for an input or an initializer."""
+        if not declared.name.text:
+            raise self._source.error(declared.name.at, "an input or an initializer needs a name")
         value = self._new(declared.name)
         if declared.typed is not None:
             value.type, value.shape = declared.typed.type, declared.typed.shape

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 from typing import IO
 
 import onnx_ir as ir
@@ -77,14 +77,14 @@ def _is_at(tensor: ir.ExternalTensor, path: Path) -> bool:
 
 
 def _in_place(tensor: ir.ExternalTensor) -> bool:
-    """Whether the path of a tensor still leads to the bytes that the tensor reads."""
+    """Whether the path of a tensor still leads to the file that the tensor reads, unchanged."""
     if not isinstance(tensor, MappedTensor):
         return True
     try:
         now = DataFile(tensor.file.path, keep=False)
     except OSError:
         return False
-    return now._identity == tensor.file._identity
+    return (now._identity, now._modified) == (tensor.file._identity, tensor.file._modified)
 
 
 def hold(model: ir.Model, path: Path) -> None:
@@ -102,18 +102,20 @@ class Roots:
     """The folders that a text may refer to for its weights.
 
     Args:
-        folder: Where the text is; references are relative to it and may not leave it.
-        others: More folders that are trusted, wherever they are.
+        folder: Where the text is; references are relative to it and may not leave it, through
+            links neither.
+        trusted: More folders, wherever they are. Links in them are followed.
         keep: Keep the files mapped, see `aigcc.ir.mapped.DataFile`.
     """
 
-    def __init__(self, folder: Path, others: Iterable[Path], keep: bool) -> None:
+    def __init__(self, folder: Path, trusted: Iterable[Path], keep: bool) -> None:
         self._folder = _absolute(folder)
-        self._others = [_absolute(other) for other in others]
+        self._trusted = [_absolute(root) for root in trusted]
         self._keep = keep
-        self._files: dict[Path, DataFiles] = {}
+        self._own = DataFiles(self._folder, keep)
+        self._others: dict[Path, DataFiles] = {}
 
-    def map(self, tensor: ir.ExternalTensor, at: str) -> ir.TensorProtocol:
+    def map(self, tensor: ir.ExternalTensor) -> ir.TensorProtocol:
         """The mapped tensor for a reference, whose `location` is as the text has it.
 
         Raises:
@@ -121,20 +123,27 @@ class Roots:
         """
         location = str(tensor.location)
         path = _absolute(self._folder / location)
-        root = next((root for root in self._allowed(location) if root in path.parents), None)
-        if root is None:
-            raise ModelError(
-                f"the text refers to data in {str(path.parent)!r}, outside of its own folder",
-                at=at,
-                hint=f"if you trust the text, allow it: --data-root {path.parent}, "
-                f"in Python roots=[Path({str(path.parent)!r})]",
-            )
-        files = self._files.setdefault(root, DataFiles(root, self._keep))
-        return files.map(_moved(tensor, path.relative_to(root).as_posix()), at)
+        if any(root in path.parents for root in self._trusted):
+            if path not in self._others:
+                self._others[path] = DataFiles(path.parent, model=_open(path, self._keep))
+            return self._others[path].map(_moved(tensor, path.name), at=location)
+        if self._folder in path.parents and not Path(location).is_absolute():
+            inner = path.relative_to(self._folder).as_posix()
+            return self._own.map(_moved(tensor, inner), at=location)
+        raise ModelError(
+            f"the text refers to data in {str(path.parent)!r}, outside of its own folder",
+            hint=f"if you trust the text, allow it: --data-root {path.parent}, "
+            f"in Python roots=[Path({str(path.parent)!r})]",
+        )
 
-    def _allowed(self, location: str) -> Sequence[Path]:
-        absolute = PurePosixPath(location).is_absolute() or Path(location).is_absolute()
-        return self._others if absolute else [self._folder, *self._others]
+
+def _open(path: Path, keep: bool) -> DataFile:
+    try:
+        if path.is_file():
+            return DataFile(path, keep)
+    except OSError as error:
+        raise ModelError(f"the data file {str(path)!r} cannot be read: {error}") from error
+    raise ModelError(f"the data file {str(path)!r} does not exist")
 
 
 def _absolute(path: Path) -> Path:

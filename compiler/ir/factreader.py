@@ -6,8 +6,6 @@ import json
 import re
 from typing import Any
 
-import onnx_ir as ir
-
 from aigcc.ir.facts import TABLE_LINE, Facts, reads_as_facts, restore_origins
 from aigcc.ir.lexer import Lexer, Source
 from aigcc.ir.records import Record
@@ -70,6 +68,8 @@ class FactReader:
             raise self._source.error(position, "this is not a fact", _HINT)
         position = match.end()
         if match[1]:
+            if match[1] in origins:
+                raise self._source.error(match.start(1), f"these facts say {match[1]!r} twice")
             origins[match[1]] = match[2]
         elif match[3]:
             self._add(facts, self._look_up(match[3], match.start(3)), match.start(3))
@@ -90,7 +90,7 @@ class FactReader:
             record = Record.from_json(members)
         except (ValueError, RecursionError) as error:
             raise self._source.error(position, f"this record is wrong: {error}") from error
-        if facts.record.to_json():
+        if facts.record != Record():
             raise self._source.error(position, "these facts have two records")
         facts.record = record
 
@@ -115,14 +115,3 @@ class FactReader:
         if reference not in self._members:
             self._members[reference] = self._json(self._table[reference])[0]
         return self._members[reference]
-
-
-def check_types(source: Source, facts: Facts, count: int) -> list[ir.TypeAndShape]:
-    """The types in the facts of a node with `count` outputs.
-
-    Raises:
-        ModelError: There are more or fewer types than outputs.
-    """
-    if len(facts.types) not in (0, count):
-        raise source.error(facts.at, f"there are {len(facts.types)} types here and {count} outputs")
-    return facts.types

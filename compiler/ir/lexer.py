@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import onnx_ir as ir
+
 from aigcc.errors import ModelError
 from aigcc.ir.literals import read_string
 
@@ -26,24 +28,27 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _BLANK = re.compile(r"(?:[ \t\r\n\f\v]++|#[^\n]*+)*+")
+DEEPEST = 32
+"""How deep graphs and types may be nested; protobuf refuses graphs that are deeper."""
+
 _WIDEST_EXCERPT = 100
-_DEEPEST = 32  # protobuf refuses graphs that are nested deeper than this
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
 class Source:
-    """A text, its name, and the errors that show where in it something is wrong."""
+    """A text, its name, and the errors that show where in it something is wrong.
+
+    Attributes:
+        shapes: The shapes that were read from it, by what is written there.
+    """
 
     def __init__(self, text: str, filename: str) -> None:
         self.text = text
         self.filename = filename
+        self.shapes: dict[str, ir.Shape] = {}
 
     def error(self, position: int, what: str, hint: str | None = None) -> ModelError:
         """A `ModelError` that shows the position."""
-        return ModelError(what, at=self.where(position), hint=hint)
-
-    def where(self, position: int) -> str:
-        """file:line:column, and the line with a caret under the column."""
         begin = self.text.rfind("\n", 0, position) + 1
         end = self.text.find("\n", position)
         line = self.text[begin : len(self.text) if end < 0 else end]
@@ -52,7 +57,8 @@ class Source:
         excerpt = line[left : left + _WIDEST_EXCERPT]
         shown = "".join(ch if ch.isprintable() else " " for ch in excerpt)
         at = f"{self.filename}:{self.line(position)}:{column + 1}"
-        return f"{at}\n    {shown}\n    {' ' * (column - left)}^"
+        at += f"\n    {shown}\n    {' ' * (column - left)}^"
+        return ModelError(what, at=at, hint=hint)
 
     def line(self, position: int) -> int:
         """The number of the line that holds `position`, from 1."""
@@ -88,8 +94,9 @@ class Lexer:
             raise self._unreadable(position)
         kind = match.lastgroup or "end"
         self.text = match[kind]
+        self.end = match.end()
+        self.start = self.end - len(self.text)
         self.kind = self.text if kind == "mark" else kind
-        self.start, self.end = match.span(kind)
 
     def _unreadable(self, position: int) -> ModelError:
         match = _BLANK.match(self.source.text, position, self._stop)
@@ -156,8 +163,8 @@ class Lexer:
     def nested(self) -> Iterator[None]:
         """Count a level of nesting; too many are an error here and not in Python's stack."""
         self._depth += 1
-        if self._depth > _DEEPEST:
-            raise self.source.error(self.start, f"this is nested deeper than {_DEEPEST} levels")
+        if self._depth > DEEPEST:
+            raise self.source.error(self.start, f"this is nested deeper than {DEEPEST} levels")
         yield
         self._depth -= 1
 

@@ -26,9 +26,11 @@ from aigcc.ir.attributes import AttributeReader, read_string_pairs
 from aigcc.ir.builder import build_model
 from aigcc.ir.dataref import Roots
 from aigcc.ir.external import OPEN_FILES
-from aigcc.ir.factreader import FactReader, check_types
+from aigcc.ir.factreader import FactReader
+from aigcc.ir.facts import Facts
 from aigcc.ir.lexer import Lexer, Source
 from aigcc.ir.mapped import SparseTensor
+from aigcc.ir.records import SURROGATE
 from aigcc.ir.syntax import (
     FunctionText,
     GraphText,
@@ -42,7 +44,6 @@ from aigcc.ir.tensortext import SparseConstant
 from aigcc.ir.typetext import at_type, read_type, unknown_type
 
 _LOCATION = re.compile(r'"location": ("[^"\n]*")')
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _MODEL_KEYS = (
     "ir_version",
     "opset_import",
@@ -71,14 +72,15 @@ def parse_model(
         base_dir: The folder of the text, which its references to data are relative to and may not
             leave; the current folder if None.
         filename: What error messages call the text.
-        roots: More folders that the text may refer to, with `..` or absolutely. A text can make
-            the compiler read any file in them as weights: name folders that you trust.
+        roots: More folders that the text may refer to, with `..` or absolutely, and in which links
+            are followed. A text can make the compiler read any file in them as weights: name
+            folders that you trust.
 
     Raises:
         ModelError: The text is not a model; says at which line and column.
     """
     source = Source(text, filename)
-    half = _SURROGATE.search(text)
+    half = SURROGATE.search(text)
     if half:
         raise source.error(half.start(), "this is half a character (a surrogate)")
     keep = len(set(_LOCATION.findall(text))) <= OPEN_FILES
@@ -209,7 +211,7 @@ class _Parser:
         entries = self._values(">", data=True) if lexer.accept("<") else []
         opened_at = lexer.start
         lexer.take("{", "before the nodes")
-        facts = self._facts.after(lexer.last_end)
+        facts = self._untyped_facts()
         nodes = []
         while lexer.kind != "}":
             if lexer.kind == "end":
@@ -245,10 +247,15 @@ class _Parser:
             if isinstance(tensor, SparseConstant):
                 tensor = SparseTensor(tensor.values, tensor.indices, list(tensor.dims), name.text)
             value.tensor = tensor
-        value.facts = self._facts.after(lexer.last_end)
-        if value.facts and value.facts.types:
-            raise self._source.error(value.facts.at, "the type of a value stands before its name")
+        value.facts = self._untyped_facts()
         return value
+
+    def _untyped_facts(self) -> Facts | None:
+        """The facts of a value, whose type stands before its name, or of a graph."""
+        facts = self._facts.after(self._lexer.last_end)
+        if facts and facts.types:
+            raise self._source.error(facts.at, "only the facts of a node have types")
+        return facts
 
     def _node(self) -> NodeText:
         """`[name] outputs = domain.Op:overload <attributes> (inputs) <attributes>`."""
@@ -268,8 +275,11 @@ class _Parser:
         if not node.attributes:
             node.attributes = self._attributes.attributes()
         node.facts = self._facts.after(lexer.last_end)
-        if node.facts:
-            check_types(self._source, node.facts, len(outputs))
+        if node.facts and len(node.facts.types) not in (0, len(outputs)):
+            raise self._source.error(
+                node.facts.at,
+                f"there are {len(node.facts.types)} types here and {len(outputs)} outputs",
+            )
         return node
 
     def _operator(self) -> tuple[str, str, str]:

@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from aigcc.errors import ModelError
 from aigcc.ir.atomic import replacing
+from aigcc.ir.attributetext import Style
 from aigcc.ir.dataref import WeightFile, hold, needs_data_file
-from aigcc.ir.graphtext import WIDTH, GraphPrinter, Style
+from aigcc.ir.graphtext import WIDTH, GraphPrinter
 from aigcc.ir.literals import string_text
 from aigcc.ir.parser import parse_model
 from aigcc.ir.records import metadata_record
@@ -81,8 +82,7 @@ def write_text(
 
     Weights that are in a file already stay there, and the text refers to that file. The other
     ones of more than `inline_limit` elements are written one at a time: into `data`, or else into
-    a file beside the text with the ending `.data`. A file that the weights of `model` are mapped
-    from may be replaced.
+    `<path>.data`. A file that the weights of `model` are mapped from may be replaced.
 
     Args:
         model: The model.
@@ -95,27 +95,23 @@ def write_text(
         ModelError: The model has no text form, see `print_model`, or a file cannot be written.
     """
     path = Path(path)
-    beside = path.with_suffix(".data")
-    try:
-        if data is not None or not needs_data_file(model, inline_limit, beside):
-            text = print_model(
-                model, folder=path.parent, data=data, inline_limit=inline_limit, brief=brief
-            )
-            if data is not None:
-                data.file.flush()
-            with replacing(path) as (file,):
-                file.write(text.encode())
-            return
+    beside = path.with_name(path.name + ".data")
+    paths = [path]
+    if data is None and needs_data_file(model, inline_limit, beside):
         hold(model, beside)
-        with replacing(path, beside) as (file, weights):
+        paths.append(beside)
+    try:
+        with replacing(*paths) as (file, *weights):
             text = print_model(
                 model,
                 folder=path.parent,
-                data=WeightFile(beside, weights),
+                data=WeightFile(beside, weights[0]) if weights else data,
                 inline_limit=inline_limit,
                 brief=brief,
             )
             file.write(text.encode())
+            if data is not None:
+                data.file.flush()
     except OSError as error:
         raise ModelError(f"the text cannot be written: {error}", at=str(path)) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 _QUANTIZATION = "quant_parameter_tensor_names"  # the key under which onnx_ir keeps it in `meta`
+SURROGATE = re.compile("[\ud800-\udfff]")
 _TORCH = re.compile(r"namespace$|pkg\.(?:torch|onnxscript)\.")
 
 
@@ -104,7 +105,7 @@ def _strings_to_any(value: object) -> dict[str, Any]:
 def _string(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected a string, not {str(value)[:40]!r}")
-    if any("\ud800" <= ch <= "\udfff" for ch in value):
+    if not value.isascii() and SURROGATE.search(value):
         raise ValueError("a string holds half a character (a surrogate)")
     return value
 

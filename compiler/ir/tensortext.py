@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -157,12 +158,16 @@ def read_floats(words: list[str], dtype: np.dtype[Any], width: int) -> npt.NDArr
     return values
 
 
+@cache
+def _largest(dtype: np.dtype[Any]) -> float:
+    """The largest number that rounds to a finite value, or what comes close to it."""
+    info = ml_dtypes.finfo(dtype)
+    return min(float(info.max) * (1 + float(info.eps) / 2), float(np.finfo(np.float64).max))
+
+
 def _check_range(wide: npt.NDArray[np.float64], values: npt.NDArray[Any], words: list[str]) -> None:
     """Refuse numbers that the dtype can only hold as infinity, as NaN, or clipped."""
-    info = ml_dtypes.finfo(values.dtype)
-    largest = min(float(info.max) * (1 + float(info.eps) / 2), float(np.finfo(np.float64).max))
-    spelt = np.array([not word[-1:].isalpha() for word in words], bool)  # not inf, not nan
-    lost = spelt & ((np.abs(wide) > largest) | ~np.isfinite(values.astype(np.float64)))
-    if lost.any():
-        index = int(np.flatnonzero(lost)[0])
-        raise ElementError(index, f"{words[index]} does not fit {values.dtype.name}")
+    fits = (np.abs(wide) <= _largest(values.dtype)) & np.isfinite(values.astype(np.float64))
+    for index in np.flatnonzero(~fits).tolist():
+        if not words[index][-1].isalpha():  # not inf, not nan
+            raise ElementError(index, f"{words[index]} does not fit {values.dtype.name}")

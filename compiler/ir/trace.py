@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aigcc.errors import ModelError, did_you_mean
+from aigcc.errors import CompileError, ModelError, describe, did_you_mean, raised_at
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 
@@ -49,6 +49,11 @@ def from_torch(
         ModelError: the model cannot be exported; the hint says what usually helps.
     """
     torch = import_torch()
+    if not _is_model(model):
+        raise ModelError(
+            f"this is no torch model: {type(model).__name__}",
+            hint="give an nn.Module, or what torch.export.export made of one",
+        )
     program = model
     output_names = getattr(model, "output_names", None)
     if isinstance(model, torch.nn.Module):
@@ -95,22 +100,37 @@ def from_callable(reference: str, *, opset: int = OPSET) -> Module:
     """Call `package.module:function`, which returns `(nn.Module, inputs[, dynamic_shapes])`.
 
     Raises:
-        ModelError: it cannot be imported, or returns something else.
+        ModelError: it cannot be imported, raises, or returns something else.
     """
     make = load_callable(reference)
     try:
         made = make()
-    except ImportError as error:
+    except CompileError:
+        raise
+    except ModuleNotFoundError as error:
         raise _not_installed(error, reference) from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{reference} raised {describe(error)}", at=raised_at(error)) from error
     if isinstance(made, str | Path):
         return Module.load(made)
-    if not isinstance(made, tuple) or len(made) not in (2, 3):
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not _is_model(made[0]):
         raise ModelError(
-            f"{reference} returned {type(made).__name__}",
+            f"{reference} returned {_name_types(made)}",
             at=reference,
             hint="return (nn.Module, inputs) or (nn.Module, inputs, dynamic shapes)",
         )
     return from_torch(*made, opset=opset)
+
+
+def _is_model(thing: Any) -> bool:
+    torch = import_torch()
+    return isinstance(thing, torch.nn.Module | torch.export.ExportedProgram)
+
+
+def _name_types(made: object) -> str:
+    if isinstance(made, tuple):
+        return f"({', '.join(type(item).__name__ for item in made)})"
+    return type(made).__name__
 
 
 def load_callable(reference: str) -> Any:
@@ -125,17 +145,23 @@ def load_callable(reference: str) -> Any:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise _not_installed(error, reference) from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(
+            f"{module_name} cannot be imported: {describe(error)}", at=raised_at(error)
+        ) from error
     found = getattr(module, name, None)
     if not callable(found):
         known = [
             key
             for key, item in vars(module).items()
-            if callable(item) and item.__module__ == module_name and key[0] != "_"
+            if callable(item) and getattr(item, "__module__", "") == module_name and key[0] != "_"
         ]
         raise ModelError(
-            f"{module_name} has no callable {name!r}", at=reference, hint=did_you_mean(name, known)
+            f"{module_name} has no callable {name!r}",
+            at=reference,
+            hint=did_you_mean(name, known) if known else None,
         )
     return found
 
@@ -202,24 +228,13 @@ def _advice(what: str, error: Exception) -> ModelError:
         (advice for mark, advice in _ADVICE if mark in text),
         "try a smaller part of the model, or see https://docs.pytorch.org/docs/stable/export.html",
     )
-    return ModelError(f"{what}: {first_line(error)}", at=_user_line(error), hint=hint)
+    return ModelError(f"{what}: {first_line(error)}", at=raised_at(error), hint=hint)
 
 
 def first_line(error: Exception) -> str:
     """The first line of an error's text."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
-
-
-def _user_line(error: Exception) -> str | None:
-    """The innermost line of the traceback that lies outside of torch and aigcc."""
-    trace, found = error.__traceback__, None
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in file and __file__ != file:
-            found = f"{file}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found
 
 
 @contextlib.contextmanager

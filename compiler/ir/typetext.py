@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx_ir as ir
 
 from aigcc.errors import ModelError, did_you_mean
 from aigcc.ir.lexer import Lexer
 from aigcc.ir.literals import DTYPES, TYPE_WORDS, identifier_text, name_text
 
+_PLAIN_SHAPE = re.compile(r"\[[A-Za-z0-9_,?]*\]")
 _OF_TYPES = {"seq": ir.SequenceType, "optional": ir.OptionalType}
 
 
@@ -107,10 +110,23 @@ def read_dtype(lexer: Lexer) -> ir.DataType:
 
 
 def _read_shape(lexer: Lexer) -> ir.Shape | None:
+    """Read `[2,N]`. A model repeats few shapes often, so values share the frozen `Shape`."""
+    start = lexer.start
     if not lexer.accept("["):
         return ir.Shape([], frozen=True)
     if lexer.accept("]"):
         return None
+    known = _PLAIN_SHAPE.match(lexer.source.text, start)
+    if known and known[0] in lexer.source.shapes:
+        lexer.skip_to(known.end())
+        return lexer.source.shapes[known[0]]
+    shape = _read_dims(lexer)
+    if known:
+        lexer.source.shapes[known[0]] = shape
+    return shape
+
+
+def _read_dims(lexer: Lexer) -> ir.Shape:
     dims: list[int | str | None] = []
     denotations: list[str | None] = []
     while True:
@@ -123,5 +139,5 @@ def _read_shape(lexer: Lexer) -> ir.Shape | None:
         denotations.append(lexer.take_name("for a denotation") if lexer.accept(":") else None)
         if not lexer.accept(","):
             break
-    lexer.take("]")
+    lexer.take("]", "after the dimensions")
     return ir.Shape(dims, denotations, frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
-from aigcc.errors import CompileError, PassError
+from aigcc.errors import CompileError, PassError, describe, raised_at
 from aigcc.ir.module import Module
 from aigcc.ir.verify import verify
 from aigcc.options import show
@@ -113,27 +114,23 @@ class PassManager:
 
     def _run_one(self, index: int, current: Pass, module: Module, ctx: Context) -> PassRun:
         where = f"pass {index} of {len(self.passes)}, {current}"
-        for requirement in current.requires:
-            try:
-                requirement(module)
-            except CompileError as error:
-                raise PassError(
-                    f"{current.name} cannot run here: {error.what}", at=error.at, hint=error.hint
-                ) from error
         nodes_before, rewrites_before = _count(module), ctx.total
         ctx.maker = current.name
         started = time.perf_counter()
-        try:
+        with _named(current, where):
+            for requirement in current.requires:
+                try:
+                    requirement(module)
+                except CompileError as error:
+                    what = f"{current.name} cannot run here: {error.what}"
+                    raise PassError(what, at=error.at, hint=error.hint) from error
             current.run(module, ctx)
-        except CompileError as error:
-            at = f"{where}; {error.at}" if error.at else where
-            raise PassError(error.what, at=at, hint=error.hint) from error
         seconds = time.perf_counter() - started
         rewrites = ctx.total - rewrites_before
         if rewrites:
             module.invalidate(keep=current.preserves)
-            if self.check:
-                self._verify(module, where)
+        if self.check:
+            self._verify(module, where)
         return PassRun(
             index,
             str(current),
@@ -153,8 +150,24 @@ class PassManager:
             raise PassError(
                 f"the pass left a broken module: {error.what}",
                 at=f"{where}; {error.at}" if error.at else where,
-                hint="this is a fault of the pass; --dump-ir shows the module before and after it",
+                hint="this is a fault of the pass; --dump-ir shows the module before it",
             ) from error
+
+
+@contextlib.contextmanager
+def _named(current: Pass, where: str) -> Iterator[None]:
+    """Let whatever the pass raises say which pass it was."""
+    try:
+        yield
+    except CompileError as error:
+        at = f"{where}; {error.at}" if error.at else where
+        raise PassError(error.what, at=at, hint=error.hint) from error
+    except Exception as error:
+        raise PassError(
+            f"{current.name} raised {describe(error)}",
+            at=f"{where}; {raised_at(error)}",
+            hint="this is a fault of the pass; --dump-ir shows the module before it",
+        ) from error
 
 
 def _count(module: Module) -> int:

@@ -127,13 +127,13 @@ class Builder:
             self.made.append(node)
             value = node.outputs[0]
             value.name = fresh
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             value.const_value = tensor
             return value
         value = ir.Value(
             name=fresh,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         self.graph.register_initializer(value)

@@ -75,7 +75,9 @@ def read_table(table: str) -> list[Kernel]:
             Kernel(
                 match["name"],
                 match["kind"],
-                *(_dtypes(section) for section in (inputs, weights, outputs)),
+                _dtypes(inputs),
+                _dtypes(weights),
+                _dtypes(outputs),
                 tuple(_NODE.findall(rest)),
             )
         )

@@ -62,7 +62,7 @@ class Jetson(Target):
 
     def pipeline(self) -> str:
         """Canonicalise, fuse, and replace what the front end lacks."""
-        return "canonicalize,fuse,legalize"
+        return "canonicalize,fuse,legalize,canonicalize"
 
     def requirements(self) -> list[Requirement]:
         """The compiler, a linker for aarch64, and the emulator for comparisons."""

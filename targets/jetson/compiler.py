@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -10,6 +11,8 @@ from typing import Any
 from aigcc.errors import TargetError
 
 Progress = Callable[[str, float], None]
+
+_SMALL = 64
 
 
 def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -35,8 +38,10 @@ def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]
     from tvm.relax.frontend.onnx import from_onnx
 
     progress("importing the model", 0.1)
+    model = onnx.load(request["onnx"])
+    _inline_small_weights(model.graph)
     try:
-        program = from_onnx(onnx.load(request["onnx"]), keep_params_in_input=True)
+        program = from_onnx(model, keep_params_in_input=True)
     except Exception as error:
         raise _refusal(error) from error
     if request["half"]:
@@ -64,6 +69,19 @@ def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]
     }
 
 
+def _inline_small_weights(graph: Any) -> None:
+    """Make small initializers Constant nodes: shapes among them must be known when importing."""
+    import onnx
+
+    small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= _SMALL]
+    large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > _SMALL]
+    nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in small]
+    nodes.extend(graph.node)
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(large)
+
+
 def _settle_parameters(program: Any) -> tuple[Any, list[Any]]:
     """Compute now what depends on parameters alone, such as their float16 form.
 
@@ -78,9 +96,9 @@ def _settle_parameters(program: Any) -> tuple[Any, list[Any]]:
         return program, []
     program = relax.transform.LiftTransformParams()(program)
     step = "main_transform_params"
-    prepare = tvm.compile(tvm.IRModule({step: program[step]}), target="llvm")
+    prepare = tvm.compile(relax.transform.DeadCodeElimination([step])(program), target="llvm")
     made = relax.VirtualMachine(prepare, tvm.cpu())[step](given)
-    return tvm.IRModule({"main": program["main"]}), list(made)
+    return relax.transform.DeadCodeElimination(["main"])(program), list(made)
 
 
 def _this_machine() -> dict[str, Any]:

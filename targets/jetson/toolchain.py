@@ -23,7 +23,7 @@ def cross_linker() -> list[str] | None:
     if shutil.which(GCC):
         return [GCC]
     if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "c++", "-target", _ZIG_TARGET]
+        return [sys.executable, "-m", "ziglang", "cc", "-target", _ZIG_TARGET]
     return None
 
 

@@ -29,7 +29,6 @@ from aigcc.target import (
     op_key,
 )
 from aigcc.targets import worker
-from aigcc.targets.mobile import convert
 from aigcc.targets.mobile.example import example_for
 from aigcc.targets.mobile.operators import names_in, required_operators, to_config
 from aigcc.targets.mobile.outline import write_outline
@@ -37,6 +36,7 @@ from aigcc.targets.mobile.outline import write_outline
 CONFIG = "required_operators.config"
 TYPED_CONFIG = "required_operators_and_types.config"
 
+_CHILD = "aigcc.targets.mobile.convert"
 _FLATBUFFER_LIMIT = (1 << 31) - (1 << 24)  # leaves room for the graph itself
 
 
@@ -138,7 +138,7 @@ class Mobile(Target):
         operators = [required_operators(module)]
         request = {"source": str(write_outline(module, scratch))}
         try:
-            answer = worker.call(f"{convert.__name__}:list_operators", request, ctx.progress)
+            answer = worker.call(f"{_CHILD}:list_operators", request, ctx.progress)
         except TargetError as error:
             ctx.note(None, f"{CONFIG} lacks what ONNX Runtime fuses when it loads: {error.what}")
         else:
@@ -154,7 +154,7 @@ class Mobile(Target):
         source, path = scratch / "model.onnx", out / "model.ort"
         module.save(source, external=True)
         request = {"source": str(source), "out": str(path), "scratch": str(scratch)}
-        answer = worker.call(f"{convert.__name__}:convert_ort", request, ctx.progress)
+        answer = worker.call(f"{_CHILD}:convert_ort", request, ctx.progress)
         texts = {CONFIG: answer["config"], TYPED_CONFIG: answer["typed_config"]}
         return path.name, texts, answer["weights"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import sys
+import types
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,23 +52,30 @@ def convert_ort(request: Mapping[str, Any], progress: Callable[[str, float], Non
     save_optimised(Path(request["source"]), out)
     progress("reading the operators back", 0.8)
     return {
-        "config": _config(out, scratch, types=False),
-        "typed_config": _config(out, scratch, types=True),
+        "config": _config(out, scratch, typed=False),
+        "typed_config": _config(out, scratch, typed=True),
         "weights": _stored_weights(out),
     }
 
 
-def _config(path: Path, scratch: Path, *, types: bool) -> str:
-    tools: Any = importlib.import_module("onnxruntime.tools.ort_format_model")
+def _tools() -> Any:
+    """ONNX Runtime's reader of .ort files."""
+    name = "onnxruntime.tools.pytorch_export_helpers"
+    # The package loads these helpers on import, and they load torch: seconds, and much memory.
+    helpers = sys.modules.setdefault(name, types.ModuleType(name))
+    vars(helpers).setdefault("infer_input_info", None)
+    return importlib.import_module("onnxruntime.tools.ort_format_model")
+
+
+def _config(path: Path, scratch: Path, *, typed: bool) -> str:
     config = scratch / "operators.config"
-    tools.create_config_from_models([path], config, types)
+    _tools().create_config_from_models([path], config, typed)
     lines = config.read_text("utf-8").splitlines()
     return "".join(f"{line}\n" for line in lines if line and not line.startswith("#"))
 
 
 def _stored_weights(path: Path) -> dict[str, int]:
-    # importing ONNX Runtime's tools is what makes its flatbuffer classes importable
-    importlib.import_module("onnxruntime.tools.ort_format_model")
+    _tools()  # which makes the flatbuffer classes importable
     classes: Any = importlib.import_module("ort_flatbuffers_py.fbs.InferenceSession")
     found: Counter[str] = Counter()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -6,6 +6,7 @@ Runtime. Equal versions of ONNX Runtime give equal files.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,21 @@ _INTERNAL = {("", "MemcpyFromHost"), ("", "MemcpyToHost")}
 
 Key = tuple[str, str]
 Types = frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What is known of one operator.
+
+    Attributes:
+        types: On any input or output; none where it cannot run.
+        last: The last opset in which it runs.
+        slots: Inputs and outputs that take fewer types than `types` and the standard.
+    """
+
+    types: Types
+    last: int
+    slots: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 class Registry:
@@ -78,38 +94,50 @@ def element_types(types: Iterable[str]) -> Types:
 
 def make_table(registry: Registry) -> dict[str, Any]:
     """The contents of `capabilities.toml`."""
-    ops: dict[str, Types] = {}
-    slots: dict[str, dict[str, list[str]]] = {}
-    until: dict[str, int] = {}
-    for key in sorted(registry.kernels.keys() - _INTERNAL):
-        version = registry.latest(key)
-        if version is None:
-            continue
-        name = "::".join(filter(None, key))
-        schema = registry.schemas[key][version]
-        ops[name], slots[name] = _types_by_slot(schema, registry.types(key, version))
-        newer = [v for v in registry.schemas[key] if v > version]
-        if newer and not key[0] and not _expands(registry, key):
-            until[name] = min(newer) - 1
-    expanded = {
-        key[1]: types
-        for key in sorted(registry.schemas)
-        if key[0] == "" and not registry.kernels[key] and (types := _expands(registry, key))
-    }
-    every = frozenset[str]().union(*ops.values())
-    expanded["Constant"] = every  # becomes an initializer
+    entries: dict[str, Entry] = {}
+    for key in sorted(registry.schemas.keys() - _INTERNAL):
+        has_kernel = registry.latest(key) is not None
+        entry = (_with_kernel if has_kernel else _without_kernel)(registry, key)
+        if entry.types:
+            entries["::".join(filter(None, key))] = entry
+    every = frozenset[str]().union(*(entry.types for entry in entries.values()))
+    entries["Constant"] = Entry(every, registry.newest)  # becomes an initializer
+    entries = dict(sorted(entries.items()))
     return {
         "onnxruntime": ort.__version__,
         "opset": [OLDEST, registry.newest],
         "dtypes": sorted(every),
         "converted": _CONVERTED,
         "ops": {
-            name: [] if types == every else sorted(types)
-            for name, types in sorted({**ops, **expanded}.items())
+            name: [] if entry.types == every else sorted(entry.types)
+            for name, entry in entries.items()
         },
-        "slots": {name: only for name, only in sorted(slots.items()) if only},
-        "until": until,
+        "slots": {name: entry.slots for name, entry in entries.items() if entry.slots},
+        "until": {n: entry.last for n, entry in entries.items() if entry.last < registry.newest},
     }
+
+
+def _with_kernel(registry: Registry, key: Key) -> Entry:
+    version, schemas = registry.latest(key), registry.schemas[key]
+    assert version is not None
+    types, slots = _types_by_slot(schemas[version], registry.types(key, version))
+    if key[0]:
+        return Entry(types, registry.newest, slots)
+    oldest = max(OLDEST, *schemas)
+    more = _expands(registry, key, oldest) & _expands(registry, key, registry.newest)
+    newer = [other for other in schemas if other > version]
+    return Entry(types | more, min(newer) - 1 if newer and not more else registry.newest, slots)
+
+
+def _without_kernel(registry: Registry, key: Key) -> Entry:
+    schemas = registry.schemas[key]
+    opsets = range(max(OLDEST, *schemas), registry.newest + 1)
+    types = _expands(registry, key, opsets[0])
+    if not types:
+        return Entry(types, 0)
+    last = max(opset for opset in opsets if types <= _expands(registry, key, opset))
+    _, *others = _constraints(schemas[max(schemas)]).values()
+    return Entry(types.union(*others), last)
 
 
 def _types_by_slot(schema: Any, kernel: dict[str, Types]) -> tuple[Types, dict[str, list[str]]]:
@@ -131,18 +159,16 @@ def _types_by_slot(schema: Any, kernel: dict[str, Types]) -> tuple[Types, dict[s
     return every, {" ".join(places): sorted(types) for types, places in grouped.items()}
 
 
-def _expands(registry: Registry, key: Key) -> Types:
-    """Types of an operator that ONNX Runtime replaces by others, since it has no kernel for it."""
+def _expands(registry: Registry, key: Key, opset: int) -> Types:
+    """Types of an operator's first constraint for which ONNX Runtime replaces it by others."""
     version = max(registry.schemas[key])
     schema = registry.schemas[key][version]
-    opset = max(version, OLDEST)
-    if not schema.type_constraints or not onnx.defs.has(key[1], opset, key[0]):
+    if key[0] or not schema.type_constraints or not onnx.defs.has(key[1], opset):
         return frozenset()
-    name, *others = (constraint.type_param_str for constraint in schema.type_constraints)
-    constraints = _constraints(schema)
-    types = sorted(constraints[name] - set(_CONVERTED))
-    runs = frozenset(dtype for dtype in types if _runs(_one_node(schema, name, dtype, opset)))
-    return runs.union(*(constraints[other] for other in others)) if runs else runs
+    name = schema.type_constraints[0].type_param_str
+    kernels = registry.types(key, version).get(name, frozenset())
+    types = sorted(_constraints(schema)[name] - set(_CONVERTED) - kernels)
+    return frozenset(dtype for dtype in types if _runs(_one_node(schema, name, dtype, opset)))
 
 
 def _constraints(schema: Any) -> dict[str, Types]:

@@ -44,7 +44,7 @@ def write_outline(module: Module, folder: Path) -> Path:
 
 def _zeros(value: ir.Value, dtype: ir.DataType, folder: Path) -> ir.ExternalTensor:
     assert value.const_value is not None
-    shape = ir.Shape(value.const_value.shape)
+    shape = ir.Shape(value.const_value.shape.numpy())
     size = -(-value.const_value.size * dtype.bitwidth // 8)
     return ir.ExternalTensor(
         _ZEROS, 0, size, dtype, shape=shape, name=value.name or "", base_dir=folder

@@ -1,0 +1,152 @@
+"""Whether a built program computes what its model does, and what to say where it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from aigcc.analysis.metrics import OutputError, compare_outputs
+from aigcc.errors import TargetError
+from aigcc.ir.module import Module
+from aigcc.options import show
+from aigcc.pipeline.bisect import find_first_wrong
+from aigcc.pipeline.manager import Pass, PassRun
+from aigcc.runtime import OrtSession
+from aigcc.samples import Samples
+from aigcc.target import Session, Target
+
+_BISECT_SECONDS = 20.0  # a wrong build is bisected at once where that takes no longer
+
+
+@dataclasses.dataclass
+class Quality:
+    """How far a program's outputs are from the original's.
+
+    Attributes:
+        worst: By output, the row of the sample on which it is furthest off.
+        sample: By output, the number of that sample.
+        not_finite: By output, values that are NaN or infinite in the original: no measure of them.
+        count: Samples.
+        seconds: Of the last run of the original.
+    """
+
+    worst: dict[str, OutputError] = dataclasses.field(default_factory=dict)
+    sample: dict[str, int] = dataclasses.field(default_factory=dict)
+    not_finite: Counter[str] = dataclasses.field(default_factory=Counter)
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Take in the outputs for one sample."""
+        for row in compare_outputs(expected, given):
+            if row.name not in self.worst or row.relative > self.worst[row.name].relative:
+                self.worst[row.name], self.sample[row.name] = row, self.count
+        for name, array in expected.items():
+            if array.dtype.kind not in "OSU":
+                self.not_finite[name] += int((~np.isfinite(array)).sum())
+        self.count += 1
+
+    def first_wrong(self, tolerance: float) -> OutputError | None:
+        """The first output that is further off than `tolerance`."""
+        wrong = (row for row in self.worst.values() if not row.relative <= tolerance)
+        return next(wrong, None)
+
+    def describe(self, samples: Samples) -> dict[str, Any]:
+        """The facts that the manifest keeps."""
+        return {
+            "samples": samples.source,
+            "synthetic": samples.synthetic,
+            "count": self.count,
+            "outputs": [
+                {**dataclasses.asdict(row), "not_finite": self.not_finite[row.name]}
+                for row in self.worst.values()
+            ],
+        }
+
+
+def measure(
+    original: Module, session: Session, samples: Samples, threads: int | None = None
+) -> Quality:
+    """Run a program and its original on all samples, one at a time.
+
+    Raises:
+        CompileError: one of both cannot run.
+    """
+    quality = Quality()
+    reference = OrtSession(original, optimise=False, threads=threads)
+    for feeds in samples:
+        started = time.perf_counter()
+        expected = samples.run(reference, feeds)
+        quality.seconds = time.perf_counter() - started
+        quality.add(expected, session.run(feeds))
+    return quality
+
+
+@dataclasses.dataclass(frozen=True)
+class Suspects:
+    """What may have made a build wrong.
+
+    Attributes:
+        original: The module before the first pass.
+        pipeline: The passes.
+        runs: What each of them did.
+        target: What lowered the result.
+        samples: What the result was measured on.
+        command: Names the first wrong rewrite.
+    """
+
+    original: Module
+    pipeline: Sequence[Pass]
+    runs: Sequence[PassRun]
+    target: Target
+    samples: Samples
+    command: str
+
+    def refuse(self, quality: Quality) -> None:
+        """Do nothing if all outputs are right.
+
+        Raises:
+            TargetError: one is not; names the rewrite that broke it where finding it is quick.
+        """
+        row = quality.first_wrong(self.target.tolerance)
+        if row is None:
+            return
+        where, hint = show(self.target, self.target.name), f"{self.command} names the rewrite"
+        if self._is_quick(quality):
+            where, hint = self._find(quality.sample[row.name])
+        raise TargetError(
+            f"output {row.name!r} is wrong: its relative error is {row.relative:.2g}, "
+            f"more than the {self.target.tolerance:.2g} that {self.target.name} allows here",
+            at=where,
+            hint=hint,
+        )
+
+    def _is_quick(self, quality: Quality) -> bool:
+        steps = math.log2(sum(run.rewrites for run in self.runs) + 4)
+        one = sum(run.seconds for run in self.runs) + 3 * quality.seconds
+        return one * steps < _BISECT_SECONDS
+
+    def _find(self, sample: int) -> tuple[str, str]:
+        """Where the fault is, and what to do."""
+        read = self.samples.read
+        found = find_first_wrong(
+            self.original,
+            self.pipeline,
+            dataclasses.replace(self.samples, read=lambda: islice(read(), sample, None)),
+            tolerance=self.target.tolerance,
+            target=self.target,
+        )
+        if found.remark is None:
+            return (
+                f"lowering for {show(self.target, self.target.name)}: the passes are right",
+                "build with --verify=structure, and look at the result with aigcc compare",
+            )
+        number = f"rewrite {found.number} of {found.rewrites}, " if found.number else ""
+        return f"{number}{found.remark}", f"to find it again: {self.command}"

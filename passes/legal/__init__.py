@@ -1,0 +1,47 @@
+"""What legalize replaces operators with that a target lacks, or runs slower than their parts."""
+
+from __future__ import annotations
+
+from aigcc.passes.legal.activations import (
+    BiasGelu,
+    Celu,
+    FastGelu,
+    Gelu,
+    HardSwish,
+    Mish,
+    QuickGelu,
+    Square,
+    Swish,
+)
+from aigcc.passes.legal.attention import Cache, Decompose, MultiHead
+from aigcc.passes.legal.contrib import FusedMatMul, SkipLayerNorm, SkipRmsNorm
+from aigcc.passes.legal.norms import BatchScaledGroupNorm, GroupNorm, LayerNorm, LpNorm, RmsNorm
+from aigcc.passes.legal.rotary import Rotary
+from aigcc.pipeline.rules import Rule
+
+DECOMPOSITIONS: tuple[Rule, ...] = (
+    BiasGelu(),
+    Cache(),
+    Celu(),
+    Decompose(),
+    FastGelu(),
+    FusedMatMul(),
+    Gelu(),
+    GroupNorm(),
+    HardSwish(),
+    LayerNorm(),
+    Mish(),
+    QuickGelu(),
+    RmsNorm(),
+    Rotary(),
+    SkipLayerNorm(),
+    SkipRmsNorm(),
+    Swish(),
+    LpNorm(),
+)
+"""Tried in this order on what a target refuses."""
+
+PREFERENCES: dict[str, type[Rule]] = {
+    rule.name: rule for rule in (BatchScaledGroupNorm, MultiHead, Square, Swish)
+}
+"""By name; used where the `prefer` table of a target has them, with their options."""

@@ -1,0 +1,172 @@
+"""Normalisations from means, square roots and products."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from aigcc.passes.legal.activations import number
+from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
+from aigcc.pipeline.rules import Builder, Rule
+
+
+def _mean(op: Builder, x: ir.Value, axis: int) -> ir.Value:
+    """The mean over all axes from `axis` on, which are kept."""
+    if axis < 0:
+        axes = list(range(axis, 0))
+    elif x.shape is not None:
+        axes = list(range(axis, len(x.shape)))
+    else:
+        raise NoMatch("the rank of its input is not known")
+    made = op.ReduceMean(x, axes) if op.opset >= 18 else op.ReduceMean(x, axes=axes)
+    assert isinstance(made, ir.Value)
+    return made
+
+
+def _widened(op: Builder, x: ir.Value, node: ir.Node) -> ir.Value:
+    """x in the type that the norm computes in."""
+    wide = ir.DataType(node.attributes.get_int("stash_type", 1))
+    narrow = x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    value: ir.Value = op.Cast(x, to=int(wide)) if narrow and wide != x.dtype else x
+    return value
+
+
+def _narrowed(op: Builder, y: ir.Value, like: ir.Value) -> ir.Value:
+    value: ir.Value = y if like.dtype in (None, y.dtype) else op.Cast(y, to=int(like.dtype))
+    return value
+
+
+def _inverse_root(op: Builder, square: ir.Value, node: ir.Node) -> ir.Value:
+    epsilon = number(node.attributes.get_float("epsilon", 1e-5), square)
+    value: ir.Value = op.Reciprocal(op.Sqrt(op.Add(square, epsilon)))
+    return value
+
+
+def rms_norm(op: Builder, x: ir.Value, scale: ir.Value, node: ir.Node) -> ir.Value:
+    """x / sqrt(mean(x * x) + epsilon) * scale, with the attributes of `node`."""
+    wide = _widened(op, x, node)
+    square = _mean(op, op.Mul(wide, wide), node.attributes.get_int("axis", -1))
+    normed = _narrowed(op, op.Mul(wide, _inverse_root(op, square, node)), x)
+    value: ir.Value = op.Mul(normed, scale)
+    return value
+
+
+class RmsNorm(Rule):
+    """RMSNormalization(x, s) -> x * Reciprocal(Sqrt(ReduceMean(x * x) + epsilon)) * s"""
+
+    name = "rms-norm"
+
+    def pattern(self, op: PatternBuilder, x: Any, scale: Any) -> list[Apply]:
+        return [op.RMSNormalization(x, scale), op.SimplifiedLayerNormalization(x, scale)]
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value:
+        return rms_norm(op, match.x, match.scale, match.root)
+
+
+class LayerNorm(Rule):
+    """LayerNormalization(x, s, b) -> d * Reciprocal(Sqrt(ReduceMean(d * d) + epsilon)) * s + b
+
+    d is x - ReduceMean(x).
+    """
+
+    name = "layer-norm"
+
+    def pattern(self, op: PatternBuilder, x: Any, scale: Any, bias: Any = None) -> Apply:
+        return op.LayerNormalization(x, scale, bias)
+
+    def rewrite(self, op: Builder, match: Match) -> list[ir.Value]:
+        node, x, axis = match.root, match.x, match.root.attributes.get_int("axis", -1)
+        wide = _widened(op, x, node)
+        mean = _mean(op, wide, axis)
+        centred = op.Sub(wide, mean)
+        inverse = _inverse_root(op, _mean(op, op.Mul(centred, centred), axis), node)
+        y = op.Mul(_narrowed(op, op.Mul(centred, inverse), x), match.scale)
+        y = y if match.bias is None else op.Add(y, match.bias)
+        return [y, mean, inverse][: len(node.outputs)]
+
+
+def _grouped(op: Builder, match: Match) -> tuple[ir.Value, ir.Value]:
+    """x normalised within its groups, [n, g, ..], and then in the shape of x."""
+    x, groups = match.x, match.root.attributes["num_groups"].as_int()
+    wide = _widened(op, x, match.root)
+    rows = op.Reshape(wide, [0, groups, -1])
+    ones, zeros = match.scale, match.bias
+    if op.opset >= 21:
+        ones, zeros = (np.repeat(number(fill, wide), groups) for fill in (1.0, 0.0))
+    epsilon = match.root.attributes.get_float("epsilon", 1e-5)
+    normed = op.InstanceNormalization(rows, ones, zeros, epsilon=epsilon)
+    return rows, _narrowed(op, _back(op, normed, x), x)
+
+
+def _back(op: Builder, normed: ir.Value, x: ir.Value) -> ir.Value:
+    sizes = [dim for dim in x.shape[1:] if isinstance(dim, int)] if x.shape is not None else []
+    static = x.shape is not None and len(sizes) == len(x.shape) - 1 and math.prod(sizes) > 0
+    value: ir.Value = op.Reshape(normed, [0, *sizes] if static else op.Shape(x))
+    return value
+
+
+class GroupNorm(Rule):
+    """GroupNormalization(x, s, b) -> Reshape(InstanceNormalization(Reshape(x))) * s + b"""
+
+    name = "group-norm"
+
+    def pattern(self, op: PatternBuilder, x: Any, scale: Any, bias: Any) -> Apply:
+        return op.GroupNormalization(x, scale, bias)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value:
+        if match.x.shape is None:
+            raise NoMatch("the rank of its input is not known")
+        normed = _grouped(op, match)[1]
+        if op.opset < 21:
+            return normed
+        column = [-1, *[1] * (len(match.x.shape) - 2)]
+        scale, bias = (op.Reshape(each, column) for each in (match.scale, match.bias))
+        value: ir.Value = op.Add(op.Mul(normed, scale), bias)
+        return value
+
+
+class BatchScaledGroupNorm(Rule):
+    """GroupNormalization(x, s, b) -> BatchNormalization(InstanceNormalization(x in groups), s, b)
+
+    BatchNormalization of mean 0, variance 1 and epsilon 0 scales and shifts in one go.
+    """
+
+    name = "group-norm"
+
+    def pattern(self, op: PatternBuilder, x: Any, scale: Any, bias: Any) -> Apply:
+        return op.GroupNormalization(x, scale, bias)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
+        channels = match.x.shape[1] if match.x.shape is not None else None
+        if op.opset < 21 or not isinstance(channels, int) or match.x.dtype is None:
+            return None
+        dtype = match.x.dtype.numpy()
+        value: ir.Value = op.BatchNormalization(
+            _grouped(op, match)[1],
+            match.scale,
+            match.bias,
+            np.zeros(channels, dtype),
+            np.ones(channels, dtype),
+            epsilon=0.0,
+        )
+        return value
+
+
+class LpNorm(Rule):
+    """LpNormalization(x) -> x / ReduceL2(x), or ReduceL1"""
+
+    name = "lp-norm"
+
+    def pattern(self, op: PatternBuilder, x: Any) -> Apply:
+        return op.LpNormalization(x)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value:
+        attributes = match.root.attributes
+        name = f"ReduceL{attributes.get_int('p', 2)}"
+        axes = [attributes.get_int("axis", -1)]
+        given = ([match.x, axes], {}) if op.opset >= 18 else ([match.x], {"axes": axes})
+        value: ir.Value = op.Div(match.x, op.node(name, *given))
+        return value

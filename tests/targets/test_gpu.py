@@ -1,0 +1,273 @@
+"""The gpu target: what it refuses, the shapes it chooses, and engines that are built and read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aigcc.errors import TargetError
+from aigcc.ir.module import Module
+from aigcc.ir.shapes import infer_shapes
+from aigcc.passes.to_fp16 import ToFp16
+from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import PassManager
+from aigcc.samples import load_samples
+from aigcc.targets import worker
+from aigcc.targets.gpu import ENGINE, INSTALL, KERNELS, ONNX, Gpu
+from aigcc.targets.gpu.example import EXAMPLE
+from aigcc.targets.gpu.kernels import read_table, summarise
+
+needs_library = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason=f"needs TensorRT-RTX: {INSTALL}"
+)
+
+TABLE = """Layers:
+Name: __mye1_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], \
+TacticName: , StreamId: 0, Metadata:\x20
+Name: __myl_Move_myl0_1, LayerType: kgen, Inputs: [ { Name: x, Dimensions: [-1,4], \
+Datatype: Float, Format: (Linear) }], Constants: [], Outputs: [ { Name: h, Dimensions: [-1,4], \
+Datatype: Half, Format: (Linear) }], TacticName: a, StreamId: 0, Metadata: [ONNX Layer: cast]
+Name: mm_myl0_2, LayerType: gemm, Inputs: [ { Name: h, Dimensions: [-1,4], Datatype: Half, \
+Format: (Linear) }], Constants: [ { Name: w, Dimensions: [4,8], Datatype: Half, Format: (Linear) \
+}], Outputs: [ { Name: y, Dimensions: [-1,8], Datatype: Half, Format: (Linear) }], \
+TacticName: b, StreamId: 0, Metadata: [ONNX Layer: mm][ONNX Layer: act]
+
+I/O Tensors:
+ Name: x, IOMode: Input, DataType: Float, Dimensions: [-1,4]
+"""
+
+
+def module(text: str, opset: int = 21) -> Module:
+    made = Module.parse(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
+    infer_shapes(made.model)
+    return made
+
+
+def generator() -> Module:
+    """An image of 8 by 8 and a vector from 16 random numbers."""
+    text = """generator (float[batch,16] z) => (float[batch,3,8,8] image, float[batch,16] v)
+<float[16,64] w = {W}, int64[4] shape = {-1,4,4,4}, float[4,3,4,4] k = {K}, float[16,16] u = {U}>
+{
+  h = MatMul (z, w)
+  r = Relu (h)
+  f = Reshape (r, shape)
+  c = ConvTranspose <pads = [1,1,1,1], strides = [2,2]> (f, k)
+  image = Tanh (c)
+  v = MatMul (z, u)
+}"""
+    random = np.random.default_rng(0)
+    for name, size in (("W", 1024), ("K", 192), ("U", 256)):
+        text = text.replace(f"{{{name}}}", "{" + _numbers(random, size) + "}")
+    return module(text)
+
+
+def _numbers(random: np.random.Generator, size: int) -> str:
+    return ",".join(f"{x:.3f}" for x in random.standard_normal(size))
+
+
+def in_float16(made: Module) -> Module:
+    PassManager([ToFp16()]).run(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ('y = Resize <antialias = 1, mode = "linear"> (x, , s)', "antialias must be 0"),
+        ("y, m = LayerNormalization (x, s)", "only the first 1 outputs"),
+        ("y = AveragePool <kernel_shape = [2,2], dilations = [2,2]> (x)", "dilations must be 1"),
+        ('y = BitShift <direction = "LEFT"> (i, i)', "no kernel for BitShift"),
+        ("y = Mod (x, x)", "fmod must be 1; or its input must be int32 or int64"),
+        ("y = Mod <fmod = 1> (x, x)", ""),
+    ],
+)
+def test_what_the_parser_would_refuse_is_named_beforehand(node: str, words: str) -> None:
+    head = (
+        "(float[1,4,8,8] x, uint8[4] i) => (y, m)"
+        if "m =" in node
+        else "(float[1,4,8,8] x, uint8[4] i) => (y)"
+    )
+    made = module(f"g {head} <float[4] s = {{1,1,2,2}}> {{ {node} }}")
+    messages = [problem.message for problem in Gpu().check(made)]
+    assert messages == [] if not words else any(words in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "fits"),
+    [
+        ("q, k, v", "", True),
+        ("q, k, v", "is_causal = 1", True),
+        ("q, k, v, mask", "", True),
+        ("q, k, v, mask", "is_causal = 1", False),
+        ("q, k, v", "softcap = 2.0", False),
+        ("q, k, wide", "", False),
+    ],
+)
+def test_limits_have_alternatives(inputs: str, attributes: str, fits: bool) -> None:
+    made = module(
+        "g (float[1,2,8,16] q, float[1,2,8,16] k, float[1,2,8,16] v, float[1,2,8,32] wide,"
+        f" float[8,8] mask) => (y) {{ y = Attention <{attributes}> ({inputs}) }}",
+        opset=23,
+    )
+    assert (Gpu().check(made) == []) == fits
+
+
+def test_sm75_multiplies_no_float32_matrices() -> None:
+    target = Gpu(architectures=("sm75",))
+    assert "sm75" in target.check(generator())[0].message
+    assert target.check(in_float16(generator())) == []
+
+
+def test_dims_are_assumed_and_said(tmp_path: Path) -> None:
+    ctx = Context()
+    facts = Gpu(emit="onnx").lower(generator(), tmp_path, ctx).facts
+    assert facts["profiles"] == {"z": [[1, 16], [1, 16], [8, 16]]}
+    assert any("dim 'batch' (axis 0 of 'z') may be 1 to 8" in r.message for r in ctx.remarks)
+
+
+def test_dims_come_from_options_then_from_samples(tmp_path: Path) -> None:
+    made = module("g (float[batch,n] x) => (y) { y = Relu (x) }")
+    samples = load_samples(lambda: iter([{"x": np.zeros((3, 700), np.float32)}]), made)
+    target = Gpu(emit="onnx", dims=("batch:2:4:6",))
+    facts = target.lower(made, tmp_path, Context(samples=samples)).facts
+    assert facts["profiles"] == {"x": [[2, 1], [4, 700], [6, 700]]}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dims": ("batch:4",)}, "the form is dims=[NAME:SMALLEST:BEST:LARGEST]"),
+        ({"dims": ("batch:4:2:8",)}, "is no range of sizes"),
+        ({"dims": ("batsh:1:2:8",)}, "did you mean 'batch'"),
+        ({"architectures": ("sm90",)}, "no engine for 'sm90'"),
+        ({"architectures": ()}, "no architecture"),
+    ],
+)
+def test_wrong_options_are_explained(
+    options: dict[str, tuple[str, ...]], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError) as error:
+        Gpu(emit="onnx", **options).lower(generator(), tmp_path, Context())
+    assert words in str(error.value)
+
+
+def test_the_table_of_kernels_is_read() -> None:
+    move, product = read_table(TABLE)
+    assert (move.inputs, move.outputs, move.nodes) == (("float",), ("float16",), ("cast",))
+    assert (product.weights, product.nodes) == (("float16",), ("mm", "act"))
+    assert summarise([move, product]) == {
+        "total": 2,
+        "by_kind": {"gemm": 1, "kgen": 1},
+        "products": {"float16": 1},
+        "fused_attention": 0,
+    }
+
+
+@needs_library
+def test_an_engine_is_built_and_its_precision_read_back(tmp_path: Path) -> None:
+    ctx = Context()
+    target = Gpu(dims=("batch:1:2:4",))
+    lowered = target.lower(in_float16(generator()), tmp_path, ctx)
+    assert set(lowered.files) == {ENGINE, KERNELS} == {path.name for path in tmp_path.iterdir()}
+    assert lowered.facts["kernels"]["products"] == {"float16": 3}
+    assert not any("runs in float32" in remark.message for remark in ctx.remarks)
+    kernels = json.loads((tmp_path / KERNELS).read_text("utf-8"))
+    assert len(kernels) == lowered.facts["kernels"]["total"]
+    assert target.session(tmp_path, lowered.entry) is None
+
+
+@needs_library
+def test_a_product_left_in_float32_is_remarked(tmp_path: Path) -> None:
+    ctx = Context()
+    lowered = Gpu().lower(generator(), tmp_path, ctx)
+    assert lowered.facts["kernels"]["products"] == {"float": 3}
+    assert any("runs in float32, not in float16" in remark.message for remark in ctx.remarks)
+
+
+@needs_library
+def test_a_refusal_names_the_node(tmp_path: Path) -> None:
+    made = module("g (uint8[4] x) => (y) { [shift] y = BitwiseNot (x) }")
+    with pytest.raises(TargetError) as error:
+        Gpu().lower(made, tmp_path, Context())
+    assert error.value.at is not None
+    assert "node shift (BitwiseNot)" in error.value.at
+    assert not list(tmp_path.iterdir())
+
+
+@needs_library
+def test_a_recipe_says_that_no_engine_was_built_and_builds_one(tmp_path: Path) -> None:
+    ctx = Context()
+    lowered = Gpu(emit="onnx").lower(generator(), tmp_path, ctx)
+    assert lowered.entry == ONNX
+    assert not (tmp_path / ENGINE).exists()
+    assert any("no engine was built" in remark.message for remark in ctx.remarks)
+    subprocess.run([sys.executable, tmp_path / "build_engine.py"], check=True, capture_output=True)
+    assert (tmp_path / ENGINE).stat().st_size > 0
+
+
+def test_without_the_library_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TargetError) as error:
+        Gpu().lower(generator(), tmp_path, Context())
+    assert INSTALL in str(error.value)
+    library, _ = Gpu().requirements()
+    assert (library.present, library.fix) == (False, INSTALL)
+
+
+@needs_library
+def test_the_parser_knows_every_operator_of_the_table() -> None:
+    names = sorted(Gpu().can.ops)
+    program = f"""
+import tensorrt_rtx as trt
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(0)
+parser = trt.OnnxParser(network, logger)
+print([name for name in {names} if not parser.supports_operator(name)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_example_is_a_program() -> None:
+    compile(EXAMPLE, "example.py", "exec")
+
+
+CHILD = """
+import os, sys
+def crash(request, progress):
+    print("about to fall")
+    os.abort()
+def fail(request, progress):
+    raise KeyError("no such layer")
+def work(request, progress):
+    progress("half way", 0.5)
+    print("noise")
+    return {"twice": 2 * request["number"]}
+"""
+
+
+def test_a_crash_of_a_compiler_becomes_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    monkeypatch.chdir(tmp_path)
+    said: list[tuple[str, float]] = []
+    answer = worker.call("child:work", {"number": 4}, lambda *args: said.append(args))
+    assert answer == {"twice": 8}
+    assert said == [("half way", 0.5)]
+    with pytest.raises(TargetError, match="SIGABRT") as error:
+        worker.call("child:crash", {}, lambda *args: None)
+    assert "about to fall" in str(error.value)
+    with pytest.raises(TargetError, match="KeyError: 'no such layer'"):
+        worker.call("child:fail", {}, lambda *args: None)
