@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from aigcc.errors import ArtifactError
+from aigcc.errors import ArtifactError, CompileError
 from aigcc.ir.module import Module
 from aigcc.jsontext import to_json
 from aigcc.synthetic import set_vocabulary
@@ -65,7 +65,7 @@ class Artifact:
         path = folder / MANIFEST
         try:
             manifest = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(
                 f"{folder} is not an artifact: it has no {MANIFEST}",
                 at=str(folder),
@@ -198,14 +198,26 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 (scratch / "new").mkdir(parents=True)
                 yield scratch / "new"
                 _exchange(out, scratch)
+            except CompileError as error:
+                _rename(error, str(scratch / "new"), str(out))
+                raise
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+    except BrokenPipeError:
+        raise  # of what the block prints, not of what it writes
     except OSError as error:
         raise ArtifactError(
             f"the folder cannot be written: {error.strerror or error}",
             at=str(error.filename or out),
             hint="free disk space or choose another folder with -o",
         ) from error
+
+
+def _rename(error: CompileError, old: str, new: str) -> None:
+    """Let an error speak of a place that the user knows."""
+    error.what = error.what.replace(old, new)
+    error.at = error.at and error.at.replace(old, new)
+    error.hint = error.hint and error.hint.replace(old, new)
 
 
 def check_free(out: Path, *, overwrite: bool = False) -> None:

@@ -20,7 +20,7 @@ from aigcc.artifact import (
     staged,
     write_manifest,
 )
-from aigcc.errors import ModelError, TargetError
+from aigcc.errors import ModelError, TargetError, VerifyError
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.ir.verify import verify as verify_module
@@ -88,12 +88,14 @@ def load(
         module = from_torch(source, inputs, dynamic_shapes)
     else:
         module = _load_path(source, roots)
-    verify_module(module.model)
+    name = _name(source)
+    try:
+        verify_module(module.model)
+    except VerifyError as error:
+        hint = error.hint or "export the model again; onnx.checker may say more"
+        raise ModelError(error.what, at=f"{name}: {error.at}", hint=hint) from error
     if not module.outputs:
-        raise ModelError(
-            "the model has no outputs, so there is nothing to compute",
-            at=str(module.path or module.graph.name),
-        )
+        raise ModelError("the model has no outputs, so there is nothing to compute", at=name)
     return module
 
 
@@ -123,7 +125,7 @@ def _load_path(source: str | Path, roots: Iterable[Path]) -> Module:
 def _guess(path: Path) -> str:
     """What was meant by a path that does not exist."""
     known = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, known, n=1)
+    near = difflib.get_close_matches(path.name, known, n=1, cutoff=0.75)
     if near:
         return f"did you mean {str(path.with_name(near[0]))!r}?"
     return "give a file that ends with .onnx, .onnxtxt or .pt2, or package.module:callable"

@@ -76,16 +76,28 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
-def raised_at(error: BaseException) -> str | None:
-    """`file:line` of the innermost frame in the user's own code; where there is none, of any."""
+def user_line(error: BaseException) -> str | None:
+    """`file:line` of the innermost frame that is in no installed package, if there is one."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    places: dict[bool, str] = {}
+    return next((place for place, package in _frames(error) if package is None), None)
+
+
+def raised_at(error: BaseException) -> str:
+    """`file:line` of the innermost frame: in the user's own code, else in aigcc, else anywhere."""
+    own = (place for place, package in _frames(error) if package == "aigcc")
+    anywhere = (place for place, _ in _frames(error))
+    return user_line(error) or next(own, None) or next(anywhere, "an unknown place")
+
+
+def _frames(error: BaseException) -> list[tuple[str, str | None]]:
+    """Each `file:line` of a traceback, innermost first, with its package if that is installed."""
+    found: list[tuple[str, str | None]] = []
     trace = error.__traceback__
     while trace is not None:
-        code, package = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
-        installed = code.co_filename.startswith(_INSTALLED) or "site-packages" in code.co_filename
-        is_own = not installed and package.partition(".")[0] != "aigcc"
-        places[is_own] = f"{code.co_filename}:{trace.tb_lineno}"
+        file, name = trace.tb_frame.f_code.co_filename, trace.tb_frame.f_globals.get("__name__", "")
+        package = name.partition(".")[0]
+        is_installed = file.startswith(_INSTALLED) or "site-packages" in file or package == "aigcc"
+        found.insert(0, (f"{file}:{trace.tb_lineno}", package if is_installed else None))
         trace = trace.tb_next
-    return places.get(True) or places.get(False)
+    return found

@@ -18,7 +18,7 @@ def face_gan(count: int = 32) -> Iterator[Feed]:
         yield {"latent": generator.standard_normal((1, 100, 1, 1), dtype=np.float32)}
 
 
-def terrain(count: int = 16) -> Iterator[Feed]:
+def terrain(count: int = 4) -> Iterator[Feed]:
     """Pure noise at the highest level, from the easiest terrain to the hardest; one map a feed."""
     generator = np.random.default_rng(0)
     sigma = np.array([80.0], np.float32)

@@ -29,7 +29,8 @@ KEPT = frozenset(
     }
 )  # fmt: skip
 
-_OF_ANGLES = frozenset({"Cos", "Sin"})
+# Whole numbers behind these are no longer positions.
+_ENDS_OF_POSITIONS = frozenset({"Cos", "DequantizeLinear", "Sin"})
 
 # What pays for casts around it. Every other operator goes along with its neighbours.
 HEAVY = frozenset(
@@ -190,7 +191,8 @@ def _pin(node: ir.Node, places: Slots, reads: dict[ir.Value, str]) -> str:
     """Why a node must compute in float32; empty where it need not."""
     if node.op_type in KEPT:
         return f"{node.op_type} leaves the range or precision of float16 easily"
-    if node.op_type == "Cast" and node.outputs[0].dtype not in (FLOAT, ir.DataType.BOOL):
+    made = node.outputs[0].dtype
+    if node.op_type == "Cast" and made is not None and made.is_integer():
         return "float16 holds whole numbers only up to 2048"
     for position in places.inputs:
         value = node.inputs[position]
@@ -204,7 +206,7 @@ def _is_index_like(node: ir.Node, angles: set[ir.Value]) -> bool:
 
     Their products with frequencies become angles, and float16 would round those by whole turns.
     """
-    if node.op_type in _OF_ANGLES:
+    if node.op_type in _ENDS_OF_POSITIONS:
         return False
     for value in node.inputs:
         if value is None or value in angles:

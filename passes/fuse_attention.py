@@ -13,10 +13,11 @@ import onnx_ir as ir
 from aigcc.analysis.positions import is_causal, lowest_score, same_dim
 from aigcc.ir.weights import read, scalar
 from aigcc.passes.heads import joined, keys_from, same_rows
+from aigcc.passes.masks import FINITE, finite_mask
+from aigcc.passes.sizes import size_of
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder, either
 from aigcc.pipeline.rules import Builder, Replacement, Rule, RulePass
 
-_FINITE = -1e38
 _OPSET = 23
 
 
@@ -96,7 +97,6 @@ class Fuse(Rule):
         scores = op.MatMul(
             either(op.Mul(q, q_scale), op.Div(q, q_scale, _as="q_div"), q),
             either(op.Mul(k, k_scale), op.Div(k, k_scale, _as="k_div"), k),
-            _as="product",
         )
         scaled = either(op.Mul(scores, scale), op.Div(scores, scale, _as="div"), scores)
         inner = either(op.Div(scaled, inner_cap), op.Mul(scaled, inner_cap, _as="cap_mul"))
@@ -212,8 +212,9 @@ def _mask(op: Builder, match: Match) -> tuple[ir.Value | None, bool]:
         return None, True
     elif mask.dtype != dtype:
         raise NoMatch("the mask is added in another type than the queries have")
+    mask = finite_mask(op, mask)
     if bias is not None:
-        mask = op.Add(bias, mask)
+        mask = op.Add(finite_mask(op, bias), mask)
     return _whole_mask(op, mask, match), False
 
 
@@ -226,7 +227,7 @@ def _chosen(
         return kept
     if dtype != ir.DataType.FLOAT:
         raise NoMatch("a row that is masked whole would come out differently in this type")
-    pair = [np.array(0, np.float32), np.array(_FINITE, np.float32)]
+    pair = [np.array(0, np.float32), np.array(FINITE[ir.DataType.FLOAT], np.float32)]
     value: ir.Value = op.Where(mask, *(reversed(pair) if dropped else pair))
     return value
 
@@ -240,7 +241,7 @@ def _covers(mask: ir.Value, queries: int | ir.SymbolicDim, keys: int | ir.Symbol
 
 def _whole_mask(op: Builder, mask: ir.Value, match: Match) -> ir.Value:
     """The mask with every query and key in it: kernels broadcast only its batch and heads."""
-    q, scores, shape = match.q, match.product.outputs[0], mask.shape
+    q, shape = match.q, mask.shape
     if shape is None or len(shape) > len(q.shape):
         raise NoMatch("the rank of the mask is not known, or larger than that of the scores")
     rank, queries, keys = len(shape), q.shape[-2], match.k.shape[-1]
@@ -250,8 +251,7 @@ def _whole_mask(op: Builder, mask: ir.Value, match: Match) -> ir.Value:
         if isinstance(queries, int):
             mask = op.Expand(mask, [queries, 1])
         else:
-            dim = op.Shape(scores, start=len(q.shape) - 2, end=len(q.shape) - 1)
-            mask = op.Expand(mask, op.Concat(dim, [1], axis=0))
+            mask = op.Expand(mask, op.Concat(size_of(op, q, -2), [1], axis=0))
     if len(q.shape) == 3 and rank == 3 and shape[0] != 1:
         mask = op.Unsqueeze(mask, [1])
     return mask
@@ -306,35 +306,38 @@ class GroupedHeads(Rule):
     name = "grouped"
     opset = _OPSET
 
-    def pattern(self, op: PatternBuilder, q: Any, k: Any, v: Any, a: Any, b: Any) -> Apply:
-        def repeat(x: Any, expand: str) -> Apply:
+    def pattern(self, op: PatternBuilder, q: Any, k: Any, v: Any) -> Apply:
+        def repeat(x: Any, of: str) -> Apply:
             column = op.Unsqueeze(x, _more=True, _or=("Reshape",))
-            return op.Reshape(op.Expand(column, _more=True, _as=expand), _more=True)
+            expand = op.Expand(column, _more=True, _as=f"more_{of}")
+            return op.Reshape(expand, _more=True, _as=f"many_{of}")
 
-        return op.Attention(q, repeat(k, "more_k"), repeat(v, "more_v"), _more=True)
+        return op.Attention(q, repeat(k, "k"), repeat(v, "v"), _more=True)
 
     def rewrite(self, op: Builder, match: Match) -> Replacement:
         for x, expand, many in (
-            (match.k, match.more_k, match.root.inputs[1]),
-            (match.v, match.more_v, match.root.inputs[2]),
+            (match.k, match.more_k, match.many_k.outputs[0]),
+            (match.v, match.more_v, match.many_v.outputs[0]),
         ):
-            if not _is_repeated(x.shape, expand.outputs[0].shape, many.shape):
+            if not _is_repeated(x.shape, expand, many.shape):
                 return None
         return _altered(op, match.root, [match.q, match.k, match.v])
 
 
-def _is_repeated(few: ir.Shape | None, five: ir.Shape | None, many: ir.Shape | None) -> bool:
-    if few is None or five is None or many is None:
+def _is_repeated(few: ir.Shape | None, expand: ir.Node, many: ir.Shape | None) -> bool:
+    """Whether [b, g, t, d] became [b, g, 1, t, d], [b, g, r, t, d], then [b, g * r, t, d]."""
+    column = expand.inputs[0].shape if expand.inputs[0] is not None else None
+    five = expand.outputs[0].shape
+    if few is None or column is None or five is None or many is None:
         return False
-    if (len(few), len(five), len(many)) != (4, 5, 4):
-        return False
-    expanded = [five[0], five[1], five[3], five[4]]
-    if not all(map(same_dim, few, expanded)):
+    if (len(few), len(column), len(five), len(many)) != (4, 5, 5, 4):
         return False
     heads, times = few[1], five[2]
-    if not isinstance(heads, int) or not isinstance(times, int) or many[1] != heads * times:
+    if not isinstance(heads, int) or not isinstance(times, int):
         return False
-    return all(same_dim(few[axis], many[axis]) for axis in (0, 2, 3))
+    before, after = [few[0], heads, 1, few[2], few[3]], [few[0], heads, times, few[2], few[3]]
+    joined_heads = [few[0], heads * times, few[2], few[3]]
+    return all(map(same_dim, [*column, *five, *many], [*before, *after, *joined_heads]))
 
 
 class Cache(Rule):
@@ -394,40 +397,6 @@ class Causal(Rule):
         if not _covers(match.mask, q[-2], k[-2]) or not is_causal(match.mask):
             return None
         return _altered(op, match.root, [match.q, match.k, match.v, None], is_causal=1)
-
-
-class FiniteMask(Rule):
-    """Attention(.., mask=Where(c, 0, lowest)) -> Attention(.., mask=Where(c, 0, -1e38))
-
-    ONNX Runtime takes the lowest number of a type for -inf; any other number is only a number. It
-    matters in a row that is masked whole, where the original attends everything alike.
-    """
-
-    name = "finite-mask"
-    opset = _OPSET
-
-    def pattern(
-        self, op: PatternBuilder, q: Any, k: Any, v: Any, keep: Any, fill: Any
-    ) -> Sequence[Apply]:
-        return [
-            op.Attention(q, k, v, op.Where(keep, 0.0, fill, _as="where"), _more=True),
-            op.Attention(q, k, v, op.Where(keep, fill, 0.0, _as="where"), _more=True),
-        ]
-
-    shared = frozenset({"where"})
-
-    def rewrite(self, op: Builder, match: Match) -> Replacement:
-        dtype = match.fill.dtype
-        if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-            return None
-        if scalar(match.fill) != float(np.finfo(dtype.numpy()).min):
-            return None
-        finite = op.constant(
-            np.array(_FINITE if dtype == ir.DataType.FLOAT else -6e4, dtype.numpy())
-        )
-        inputs = [finite if v is match.fill else v for v in match.where.inputs]
-        mask = op.Where(*inputs, _like=match.where.outputs[0])
-        return _altered(op, match.root, [match.q, match.k, match.v, mask])
 
 
 class HeadsInside(Rule):
@@ -546,7 +515,6 @@ class FuseAttention(RulePass):
         GroupedHeads(),
         Cache(),
         Causal(),
-        FiniteMask(),
         HeadsInside(),
         ChannelHeads(),
         HeadsOutside(),

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from aigcc.analysis.positions import same_dim
 from aigcc.ir.weights import read, scalar
+from aigcc.passes.sizes import size_of
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder, either
 from aigcc.pipeline.rules import Builder, Rule, RulePass
 
@@ -102,7 +103,7 @@ class RotateHalf(Rule):
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
         if not _are_halves(match) or not _is_last(match.turned, match.x):
             return None
-        return _rotary(op, match.x, _unrepeated(match.cos), _unrepeated(match.sin), interleaved=0)
+        return _rotary(op, match.x, _unrepeated(match.cos), _unrepeated(match.sin), pairs=False)
 
 
 class RotateHalves(Rule):
@@ -119,7 +120,7 @@ class RotateHalves(Rule):
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
         if not _are_halves(match) or not _is_last(match.root, match.x):
             return None
-        return _rotary(op, match.x, _Cache(match.cos), _Cache(match.sin), interleaved=0)
+        return _rotary(op, match.x, _Cache(match.cos), _Cache(match.sin), pairs=False)
 
 
 class RotatePairs(Rule):
@@ -137,7 +138,7 @@ class RotatePairs(Rule):
             return None
         return _rotary(
             op, match.x, _unrepeated(match.cos, pairs=True), _unrepeated(match.sin, pairs=True),
-            interleaved=1,
+            pairs=True,
         )  # fmt: skip
 
 
@@ -155,7 +156,7 @@ class RotateComplex(Rule):
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
         if not _are_pairs(match, match.root.outputs[0]):
             return None
-        return _rotary(op, match.x, _Cache(match.cos), _Cache(match.sin), interleaved=1)
+        return _rotary(op, match.x, _Cache(match.cos), _Cache(match.sin), pairs=True)
 
 
 def _stacked(op: PatternBuilder, even: Any, odd: Any) -> Apply:
@@ -289,19 +290,18 @@ def _cut(node: ir.Node, x: ir.Value) -> tuple[int, int] | None:
     return begin, end
 
 
-def _rotary(
-    op: Builder, x: ir.Value, cos: _Cache, sin: _Cache, *, interleaved: int
-) -> ir.Value | None:
+def _rotary(op: Builder, x: ir.Value, cos: _Cache, sin: _Cache, *, pairs: bool) -> ir.Value | None:
     if x.shape is None or len(x.shape) != 4:
         raise NoMatch("the rotated value does not have four dims")
     axis = _tokens_axis(x.shape, cos.dims)
     if axis != _tokens_axis(x.shape, sin.dims) or axis is None:
         raise NoMatch("the cosines and sines do not belong to the tokens alone")
-    caches = [_cache(op, x, cache, axis) for cache in (cos, sin)]
+    heads, width = x.shape[2], x.shape[3]
+    caches = _whole_batch(op, x, [_cache(op, cache, 3 - axis) for cache in (cos, sin)])
+    interleaved = 1 if pairs else None
     if axis == 2:
         value: ir.Value = op.RotaryEmbedding(x, *caches, interleaved=interleaved)
         return value
-    heads, width = x.shape[2], x.shape[3]
     if not isinstance(heads, int) or not isinstance(width, int):
         raise NoMatch("the number of heads is not known")
     rows = op.Reshape(x, [0, 0, heads * width])
@@ -322,23 +322,25 @@ def _tokens_axis(x: ir.Shape, cache: Sequence[int | ir.SymbolicDim]) -> int | No
     return 1 if cache[2] == 1 and same_dim(cache[1], x[1]) else None
 
 
-def _cache(op: Builder, x: ir.Value, cache: _Cache, axis: int) -> ir.Value:
+def _cache(op: Builder, cache: _Cache, heads: int) -> ir.Value:
     """Cosines or sines as RotaryEmbedding takes them: [batch, tokens, width / 2]."""
+    if cache.array is None:
+        return _without_heads(op, cache.value, heads)
+    four = cache.array.reshape([1] * (4 - cache.array.ndim) + list(cache.array.shape))
+    return op.constant(np.squeeze(four, axis=heads), "rotary_cache")
+
+
+def _whole_batch(op: Builder, x: ir.Value, caches: list[ir.Value]) -> list[ir.Value]:
+    """Cosines and sines with a row for each of the batch: kernels do not broadcast them."""
     assert x.shape is not None
-    dims, heads = cache.dims, 3 - axis
-    if cache.array is not None:
-        four = cache.array.reshape([1] * (4 - cache.array.ndim) + list(cache.array.shape))
-        three = np.squeeze(four, axis=heads)
-        value = op.constant(three, "rotary_cache")
-    else:
-        value = _without_heads(op, cache.value, heads)
-    if same_dim(dims[0], x.shape[0]):
-        return value
-    if isinstance(x.shape[0], int):
-        wide: ir.Value = op.Expand(value, [x.shape[0], 1, 1])
-        return wide
-    widened: ir.Value = op.Expand(value, op.Concat(_batch(op, x), [1, 1], axis=0))
-    return widened
+    batch = x.shape[0]
+    narrow = [c for c in caches if c.shape is None or not same_dim(c.shape[0], batch)]
+    if not narrow:
+        return caches
+    shape = [batch, 1, 1]
+    if not isinstance(batch, int):
+        shape = op.Concat(size_of(op, x, 0), [1, 1], axis=0)
+    return [op.Expand(c, shape) if c in narrow else c for c in caches]
 
 
 def _without_heads(op: Builder, value: ir.Value, heads: int) -> ir.Value:
@@ -357,18 +359,6 @@ def _without_heads(op: Builder, value: ir.Value, heads: int) -> ir.Value:
         return value
     unsqueezed: ir.Value = op.Unsqueeze(value, [0])
     return unsqueezed
-
-
-def _batch(op: Builder, x: ir.Value) -> ir.Value:
-    """The batch size, read off an input where one has it, so that all layers share the node."""
-    assert x.shape is not None
-    for source in op.graph.inputs:
-        for axis, dim in enumerate(source.shape or ()):
-            if same_dim(dim, x.shape[0]):
-                value: ir.Value = op.Shape(source, start=axis, end=axis + 1)
-                return value
-    own: ir.Value = op.Shape(x, start=0, end=1)
-    return own
 
 
 class PartOfWidth(Rule):

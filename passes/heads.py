@@ -120,10 +120,13 @@ def _unpacked(op: Builder, node: ir.Node, width: int) -> ir.Value | None:
     rows, five = split.inputs[0], source.shape
     if rows is None or rows.shape is None or five is None or len(rows.shape) != 3:
         return None
-    if not same_rows(rows.shape, five) or not isinstance(five[2], int) or place >= five[2]:
+    if not same_rows(rows.shape, five) or not isinstance(five[2], int) or five[2] <= max(place, 1):
         return None
-    value: ir.Value = op.Slice(rows, [place * width], [(place + 1) * width], [2])
-    return value
+    for made in op.made:
+        if made.op_type == "Split" and made.inputs[0] is rows:
+            return made.outputs[place]
+    parts: list[ir.Value] = op.Split(rows, [width] * five[2], axis=2, _outputs=five[2])
+    return parts[place]
 
 
 def _picked(node: ir.Node) -> tuple[ir.Value, int] | None:

@@ -260,32 +260,6 @@ def _dft_attribute(old: Call, node: ir.Node) -> Call:
     return old.replace(axis=axis).give(*inputs[: 2 if inputs[-1] is not None else 1])
 
 
-def _channels(old: Call, node: ir.Node) -> tuple[int, int]:
-    shape = _data(node).shape
-    channels = shape[1] if shape is not None else None
-    if not isinstance(channels, int):
-        raise Blocked("has an unknown number of channels")
-    return old.number("num_groups", 1), channels
-
-
-def _per_channel(old: Call, node: ir.Node) -> Call:
-    groups, channels = _channels(old, node)
-    each = channels // groups
-
-    def repeat(x: ir.Value | np.ndarray | Call | None) -> Call:
-        column = call("Reshape", x, _integers([groups, 1]))
-        return call("Reshape", call("Expand", column, _integers([1, each])), _integers([-1]))
-
-    return old if each == 1 else old.give(old.inputs[0], *map(repeat, old.inputs[1:]))
-
-
-def _per_group(old: Call, node: ir.Node) -> Call:
-    groups, channels = _channels(old, node)
-    if groups != channels:
-        raise Blocked("scales each channel, not each group")
-    return old.replace(drop=["stash_type"])
-
-
 def _whole_shape(old: Call, node: ir.Node) -> Call:
     start, end = old.known("start"), old.known("end")
     first = 0 if start is None else start.as_int()
@@ -367,12 +341,11 @@ RAISE: Mapping[int, Mapping[str, Adapter]] = {
     16: {"RoiAlign": _half_pixel_outside},
     18: {"Split": _count_outputs, **dict.fromkeys(_REDUCES, _to_inputs("axes"))},
     20: {"DFT": _dft_axis, "GridSample": _grid_mode},
-    21: {"GroupNormalization": _per_channel},
 }
 """Version -> operator -> how to say in it what the version before said."""
 
 LOWER: Mapping[int, Mapping[str, Adapter]] = {
-    21: {"GroupNormalization": _per_group, "QuantizeLinear": _typed_by_zero_point},
+    21: {"QuantizeLinear": _typed_by_zero_point},
     20: {"DFT": _dft_attribute, "GridSample": _old_grid_mode},
     19: {"AveragePool": _undilated, "Pad": _no_wrap, "Resize": _not_symmetric},
     18: {

@@ -150,6 +150,9 @@ def twice(g: Grower, x: ir.Value, shape: tuple[int, ...]) -> None:
 
 def branch(g: Grower, x: ir.Value, shape: tuple[int, ...]) -> None:
     """An If whose branches capture `x`; its condition is known only at run time."""
+    producer = x.producer()
+    if producer is not None and producer.op_type == "Cast":
+        return  # ONNX Runtime 1.31 loses a Cast that only a sub-graph reads
     condition = g.node("Greater", [g.node("ReduceSum", [x], keepdims=0), g.floats()])
     branches = []
     for side in ("then", "else"):

@@ -244,32 +244,30 @@ def test_damaged_texts_end_in_a_model_error(model: ir.Model, data: st.DataObject
         assert print_model(parse_model(print_model(again))) == print_model(again)
 
 
+HEADER = '<ir_version: 10, opset_import: ["" : 21]> '
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "",
+        "\0",
+        "\ud800",
         "(" * 100_000,
         '"' + "\\" * 99_999,
         " " * 100_000 + "$",
         "<ir_version: " + "9" * 100_000,
         '<metadata_props: ["a": "' + "x" * 100_000,
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () { a = F () # {"a": ' + "[" * 100_000,
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () { a = F <x = ' + "[" * 100_000,
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () '
-        + "{ a = F () <x = g () => () " * 10_000,
-        '<ir_version: 10, opset_import: ["" : 1]> g (' + "seq(" * 100_000,
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () <float[' + "1," * 99 + "1] w = {0}>{}",
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () <int8['
-        + "9" * 18
-        + ",9] w = {1}> { a = F () }",
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () <int8[0,'
-        + "9" * 18
-        + ",99] w = {}>{}",
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () <float w = {' + "1" * 100_000 + "}>{}",
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () <int8 w = {' + "1" * 100_000 + "}>{}",
-        '<ir_version: 10, opset_import: ["" : 1]> g () => () <float w = {' + "1, " * 100_000,
-        "\ud800",
-        "\0",
-        "",
+        HEADER + "g (" + "seq(" * 100_000,
+        HEADER + 'g () => () { a = F () # {"a": ' + "[" * 100_000,
+        HEADER + "g () => () { a = F <x = " + "[" * 100_000,
+        HEADER + "g () => () " + "{ a = F () <x = g () => () " * 10_000,
+        HEADER + "g () => () <float[" + "1," * 99 + "1] w = {0}> {}",
+        HEADER + "g () => () <int8[" + "9" * 18 + ",9] w = {1}> {}",
+        HEADER + "g () => () <int8[0," + "9" * 18 + ",99] w = {}> {}",
+        HEADER + "g () => () <float w = {" + "1" * 100_000 + "}> {}",
+        HEADER + "g () => () <int8 w = {" + "1" * 100_000 + "}> {}",
+        HEADER + "g () => () <float w = {" + "1, " * 100_000,
     ],
     ids=range(18),
 )

@@ -501,6 +501,7 @@ _RULES: dict[str, Callable[[Positions, ir.Node], Form | None]] = {
     "GatherND": _gather_nd,
     "Greater": _compare(operator.gt, -1, -1),
     "GreaterOrEqual": _compare(operator.ge, -1, 0),
+    "Identity": _expand,
     "Less": _compare(operator.lt, 1, -1),
     "LessOrEqual": _compare(operator.le, 1, 0),
     "Mul": _multiply,

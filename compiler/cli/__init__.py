@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 
 from aigcc.errors import CompileError
@@ -35,6 +37,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of any script, on any terminal
+    warnings.showwarning = _show_warning
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # `aigcc.ir.verify` says it better
     try:
         with _stoppable():
             from aigcc.cli.app import app
@@ -48,7 +52,11 @@ def main() -> None:
             print("\nstopped; nothing half-written was left behind", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except Exception as error:
-        sys.exit(_explain(error))
+        raise SystemExit(_explain(error)) from error
+
+
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -82,8 +90,9 @@ def _explain(error: Exception) -> int:
             f"there is not enough memory: {error}" if str(error) else "there is not enough memory",
             hint="use a machine with more memory, smaller samples, or a smaller model",
         )
-    if isinstance(error, OSError) and error.filename is not None:
-        error = CompileError(f"a file cannot be used: {error.strerror}", at=str(error.filename))
+    if isinstance(error, OSError) and error.strerror:
+        what = "a file cannot be used" if error.filename else "output cannot be written"
+        error = CompileError(f"{what}: {error.strerror}", at=error.filename and str(error.filename))
     if isinstance(error, CompileError):
         fail(error)
         return 1

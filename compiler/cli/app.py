@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -38,7 +37,7 @@ class _Command(_PlainFlags, TyperCommand):
         try:
             with json_only(enabled=ctx.params.get("json", False)):
                 result = super().invoke(ctx)
-            sys.stdout.flush()
+            print(end="", flush=True)
         except BrokenPipeError:
             raise Stopped(signal.SIGPIPE) from None
         return result
@@ -76,7 +75,9 @@ def _root(
         bool, typer.Option("--traceback", help="Show the Python traceback of a failure too.")
     ] = False,
 ) -> None:
-    """A compiler for generative models: nn.Module, .pt2 and ONNX in; ONNX Runtime, TensorRT, TVM out.
+    """A compiler for generative models.
+
+    It takes an nn.Module, .pt2 or ONNX, and makes a program for ONNX Runtime, TensorRT or TVM.
 
     Example: `aigcc build model.onnx --target mobile -o out`
     """

@@ -73,10 +73,9 @@ def build(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an artifact that lies at --out.")
     ] = False,
-    latency: Annotated[
-        bool,
-        typer.Option(help="Time the original and the artifact, where this machine can run it."),
-    ] = True,
+    no_latency: Annotated[
+        bool, typer.Option("--no-latency", help="Do not time the original and the artifact.")
+    ] = False,
     data_root: DataRoots = None,
     json: Json = False,
 ) -> None:
@@ -108,7 +107,7 @@ def build(
             progress=report,
         )
         report("measuring latency", 1.0)
-        timing = _latency(made, jobs) if latency else None
+        timing = None if no_latency else _latency(made, jobs)
     facts = _facts(made, timing)
     if json:
         as_json(facts)

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import resource
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aigcc.cli.arguments import DataRoots, Json, SamplesOption, Threads
-from aigcc.cli.render import as_json, seconds, size, table
-from aigcc.errors import ArtifactError, ModelError
+from aigcc.cli.arguments import DataRoots, Json, Program, SamplesOption, Threads
+from aigcc.cli.render import as_json, number, seconds, size, table
+from aigcc.errors import ArtifactError, CompileError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from aigcc.ir.module import Module
+    from aigcc.samples import Samples
     from aigcc.target import Session
-
-Program = Annotated[
-    str, typer.Argument(metavar="ARTIFACT|MODEL", help="An artifact's folder, or a model.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the app."""
-    app.command()(run)
-    app.command()(bench)
-    app.command()(compare)
 
 
 def run(
@@ -45,49 +39,62 @@ def run(
 
     Example: `aigcc run out --samples inputs/ -o outputs`
     """
-    import numpy as np
-
+    from aigcc.artifact import check_free, staged
     from aigcc.samples import load_samples
 
+    if out is not None:
+        check_free(out)
     module, session = _open(program, jobs, data_root)
     feeds = load_samples(samples, module)
-    if out is not None:
-        _make_empty(out)
-    rows = []
-    for number, feed in enumerate(feeds):
-        outputs = session.run(feed)
-        if out is not None:
-            np.savez(out / f"{number:04d}.npz", allow_pickle=False, **outputs)
-        for name, array in outputs.items():
-            numbers = array.astype(np.float64)
-            rows.append(
-                {
-                    "sample": number,
-                    "output": name,
-                    "dtype": str(array.dtype),
-                    "shape": list(array.shape),
-                    "min": float(numbers.min()) if array.size else None,
-                    "mean": float(numbers.mean()) if array.size else None,
-                    "max": float(numbers.max()) if array.size else None,
-                }
-            )
+    if out is None:
+        rows = _run_all(session, feeds, None)
+    else:
+        with staged(out, overwrite=False) as folder:
+            rows = _run_all(session, feeds, folder)
     if json:
         as_json({"samples": feeds.source, "synthetic": feeds.synthetic, "outputs": rows})
         return
+    keys = ("sample", "output", "dtype", "shape")
     table(
         _title("outputs", feeds),
         ["sample", "output", "type", "shape", ">min", ">mean", ">max"],
         [
-            (
-                r["sample"],
-                r["output"],
-                r["dtype"],
-                r["shape"],
-                *map(_number, (r["min"], r["mean"], r["max"])),
-            )
+            (*(r[key] for key in keys), *(number(r[key]) for key in ("min", "mean", "max")))
             for r in rows
         ],
     )
+
+
+def _run_all(session: Session, feeds: Samples, folder: Path | None) -> list[dict[str, Any]]:
+    """Run every sample, one at a time; write what comes out where a folder is given."""
+    rows = []
+    for index, feed in enumerate(feeds):
+        outputs = feeds.run(session, feed)
+        if folder is not None:
+            _write_npz(folder / f"{index:04d}.npz", outputs)
+        for name, array in outputs.items():
+            place = {"sample": index, "output": name, "dtype": str(array.dtype)}
+            rows.append({**place, "shape": list(array.shape), **_range(array)})
+    return rows
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """What np.savez writes; it takes names as keywords, and so not every name."""
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            plain = array.astype(str) if array.dtype.kind == "O" else array
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, plain, allow_pickle=False)
+
+
+def _range(array: np.ndarray) -> dict[str, float | None]:
+    """Smallest, mean and largest value, where there are any."""
+    if not array.size or array.dtype.kind in "OSU":
+        return dict.fromkeys(("min", "mean", "max"))
+    wide = array.astype("complex128" if array.dtype.kind == "c" else "float64").view("float64")
+    return {"min": float(wide.min()), "mean": float(wide.mean()), "max": float(wide.max())}
 
 
 def bench(
@@ -95,7 +102,9 @@ def bench(
         list[str], typer.Argument(metavar="A [B ...]", help="Artifacts or models; ratios are to A.")
     ],
     samples: SamplesOption = None,
-    time: Annotated[float, typer.Option("--seconds", help="About how long to measure.")] = 5.0,
+    time: Annotated[
+        float, typer.Option("--seconds", metavar="S", help="About how long to measure.")
+    ] = 5.0,
     jobs: Threads = None,
     data_root: DataRoots = None,
     json: Json = False,
@@ -114,10 +123,10 @@ def bench(
         before = _anonymous_bytes()
         module, session = _open(program, jobs, data_root, optimise=True)
         feeds = feeds or load_samples(samples, module)
-        feed = next(iter(feeds))
-        calls[program] = lambda session=session, feed=feed: session.run(feed)  # type: ignore[misc]
-        calls[program]()
-        memory[program] = _anonymous_bytes() - before
+        name = program if program not in calls else f"{program} #{len(calls) + 1}"
+        call = functools.partial(feeds.run, session, next(iter(feeds)))
+        call()
+        calls[name], memory[name] = call, _anonymous_bytes() - before
     timings = interleave(calls, seconds=time)
     assert feeds is not None
     if json:
@@ -133,27 +142,17 @@ def bench(
         )
         return
     table(
-        _title("latency", feeds),
-        [
-            "program",
-            ">median",
-            ">quartiles",
-            f">ratio to {programs[0]}",
-            ">quartiles",
-            ">memory",
-            ">runs",
-        ],
+        f"{_title('latency', feeds)}, with quartiles; ratios are to {programs[0]}",
+        ["program", ">median", ">from", ">to", ">ratio", ">from", ">to", ">memory", ">runs"],
         [
             (
-                name,
-                seconds(t.median),
-                f"{seconds(t.low)} to {seconds(t.high)}",
-                f"{t.ratio:.3f}",
-                f"{t.ratio_low:.3f} to {t.ratio_high:.3f}",
+                short,
+                *map(seconds, (t.median, t.low, t.high)),
+                *(f"{ratio:.3f}" for ratio in (t.ratio, t.ratio_low, t.ratio_high)),
                 size(memory[name]),
                 t.rounds,
             )
-            for name, t in timings.items()
+            for short, (name, t) in zip(_shorten(list(timings)), timings.items(), strict=True)
         ],
     )
 
@@ -163,10 +162,12 @@ def compare(
     b: Program,
     samples: SamplesOption = None,
     psnr: Annotated[
-        float | None, typer.Option(help="Also print PSNR, for this peak value (1.0, 255, ...).")
+        float | None,
+        typer.Option(metavar="PEAK", help="Also print PSNR, for this peak value (1.0, 255, ...)."),
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Fail if max|a-b| / max|a| of any output is larger.")
+        float | None,
+        typer.Option(metavar="X", help="Fail if max|a-b| / max|a| of any output is larger."),
     ] = None,
     jobs: Threads = None,
     data_root: DataRoots = None,
@@ -184,10 +185,10 @@ def compare(
     _, second = _open(b, jobs, data_root)
     feeds = load_samples(samples, module)
     rows: list[dict[str, Any]] = []
-    for number, feed in enumerate(feeds):
-        left, right = first.run(feed), second.run(feed)
+    for index, feed in enumerate(feeds):
+        left, right = feeds.run(first, feed), second.run(feed)
         for row in compare_outputs(left, right):
-            fact = {"sample": number, **dataclasses.asdict(row)}
+            fact = {"sample": index, **dataclasses.asdict(row)}
             if psnr is not None:
                 fact["psnr"] = psnr_of(left[row.name], right[row.name], peak=psnr)
             rows.append(fact)
@@ -202,13 +203,13 @@ def compare(
         table(
             _title(f"{b} against {a}", feeds),
             columns,
-            [[_number(r[k]) for k in keys] for r in rows],
+            [[r[k] if k in keys[:2] else number(r[k]) for k in keys] for r in rows],
         )
     if tolerance is not None and not all(row["relative"] <= tolerance for row in rows):
-        raise ModelError(
+        raise CompileError(
             f"the outputs differ by more than {tolerance:g}",
             at=b,
-            hint="aigcc bisect names the rewrite",
+            hint="aigcc bisect MODEL -p PIPELINE names the rewrite that is to blame",
         )
 
 
@@ -237,12 +238,6 @@ def _open(
     return artifact.signature(), session
 
 
-def _make_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(f"{folder} is not empty", hint="give a new folder with -o")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 def _anonymous_bytes() -> int:
     """Anonymous memory of this process now; where the system does not tell, its peak."""
     status = Path("/proc/self/status")
@@ -253,9 +248,14 @@ def _anonymous_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _title(what: str, feeds: Any) -> str:
+def _title(what: str, feeds: Samples) -> str:
     return f"{what} on {'synthetic inputs' if feeds.synthetic else feeds.source}"
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _shorten(programs: list[str]) -> list[str]:
+    """The last parts of paths, where these tell all programs apart."""
+    short = [Path(program).name or program for program in programs]
+    return short if len(set(short)) == len(short) else programs
+
+
+COMMANDS = (run, bench, compare)

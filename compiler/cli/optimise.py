@@ -133,24 +133,25 @@ def bisect(
     elif found.remark is None:
         line(f"all {found.rewrites} rewrites are right within {tolerance:g}")
     else:
-        _show(found, model, passes, data_root)
+        command = ["aigcc", "opt", model, "-p", passes]
+        command += [] if target is None else ["-t", target]
+        for folder in data_root or ():
+            command += ["--data-root", str(folder)]
+        _show(found, command)
 
 
-def _show(found: FirstWrong, model: str, passes: str, data_root: list[Path] | None) -> None:
-    assert found.remark is not None
+def _show(found: FirstWrong, command: list[str]) -> None:
     if found.number:
         line(f"rewrite {found.number} of {found.rewrites} is the first wrong one: {found.remark}")
     else:
         line(f"no rewrite is wrong, but a pass is: {found.remark}")
     if found.failure:
-        line(f"it no longer runs: {found.failure}")
+        line(f"with it, the module no longer runs: {found.failure}")
     else:
         line(f"relative error {found.before:.2g} before it, {found.error:.2g} after it")
     if found.number:
-        command = ["aigcc", "opt", model, "-p", passes, "--limit", str(found.number)]
-        for folder in data_root or ():
-            command += ["--data-root", str(folder)]
-        line(f"see it: {shlex.join([*command, '-o', 'wrong.onnxtxt'])}")
+        command = [*command, "--limit", str(found.number), "-o", "wrong.onnxtxt"]
+        line(f"see it: {shlex.join(command)}")
 
 
 COMMANDS = (opt, bisect)

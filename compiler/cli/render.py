@@ -107,8 +107,9 @@ def _print(thing: RenderableType, width: int) -> None:
     if console.is_terminal:
         console.print(thing)
         return
-    with console.capture() as captured:
-        console.print(thing, width=width)
+    wide = Console(highlight=False, width=width)
+    with wide.capture() as captured:
+        wide.print(thing)
     for text in captured.get().splitlines():
         print(text.rstrip())
 

@@ -7,63 +7,98 @@ import importlib.metadata
 import inspect as python_inspect
 import platform
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aigcc.cli.arguments import DataRoots, Json, Model
-from aigcc.cli.render import amount, as_json, console, size, table
+from aigcc.cli.render import amount, as_json, line, markdown, number, size, table
 from aigcc.errors import PipelineError, did_you_mean
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the app."""
-    for command in (inspect, passes, targets, explain, doctor):
-        app.command()(command)
+    from aigcc.analysis.cost import Summary
+    from aigcc.ir.module import Module
 
 
 def inspect(model: Model, data_root: DataRoots = None, json: Json = False) -> None:
-    """Show a model: signature, operators, parameters, FLOPs, bytes, sparsity.
+    """Show a model: signature, operators, parameters, operations, bytes, sparsity.
 
     Example: `aigcc inspect model.onnx`
     """
     from aigcc.analysis.cost import summarize
     from aigcc.driver import load
 
-    summary = summarize(load(model, roots=data_root or ()))
+    module = load(model, roots=data_root or ())
+    summary = summarize(module)
     if json:
-        as_json(summary)
-        return
-    _show_summary(model, summary)
+        signature = {"inputs": _signature(module.inputs), "outputs": _signature(module.outputs)}
+        as_json({**signature, **dataclasses.asdict(summary)})
+    else:
+        _show_summary(model, module, summary)
 
 
-def _show_summary(model: str, summary: Any) -> None:
+def _signature(values: Iterable[ir.Value]) -> list[dict[str, Any]]:
+    from aigcc.artifact import describe_value
+
+    return [describe_value(value) for value in values]
+
+
+def _show_summary(model: str, module: Module, summary: Summary) -> None:
     table(
         f"{model}: opset {summary.opset}, {summary.nodes} nodes",
         ["", "name", "type", "shape"],
         [
-            (kind, v.name, v.dtype, v.shape)
-            for kind, values in (("input", summary.inputs), ("output", summary.outputs))
-            for v in values
+            (kind, v["name"], v["dtype"], _shape(v["shape"]))
+            for kind, values in (("input", module.inputs), ("output", module.outputs))
+            for v in _signature(values)
         ],
     )
+    total = sum(weights.bytes for weights in summary.weights)
     table(
-        f"\n{amount(summary.parameters)} parameters, {size(summary.weight_bytes)} of weights, "
-        f"{amount(summary.flops)}FLOP",
-        ["weights", ">count", ">bytes", ">zeros"],
-        [(w.dtype, w.elements, size(w.bytes), f"{w.sparsity:.1%}") for w in summary.weights],
+        f"\n{amount(summary.parameters)} parameters, {size(total)} of constants",
+        ["type", ">tensors", ">elements", ">bytes", ">zeros"],
+        [
+            (w.dtype, w.tensors, amount(w.elements), size(w.bytes), f"{w.sparsity:.1%}")
+            for w in summary.weights
+        ],
     )
-    table("", ["operator", ">nodes"], sorted(summary.operators.items(), key=lambda i: -i[1]))
+    sizes = ", ".join(f"{name} = {dim}" for name, dim in summary.sizes.items())
+    line(f"\none run{f' with {sizes}' if sizes else ''}:")
+    line(f"  {amount(summary.work.flops)} operations (two for a multiply-add)")
+    unknown = f"; {summary.peak.unknown} values of unknown size left out"
+    line(
+        f"  {size(summary.peak.bytes)} of activations at most, at {summary.peak.node or 'no node'}"
+        + (unknown if summary.peak.unknown else "")
+    )
+    table(
+        "",
+        ["operator", ">nodes", ">operations"],
+        [
+            (op, count, amount(summary.work.by_op[op]) if op in summary.work.by_op else "")
+            for op, count in summary.ops.items()
+        ],
+    )
+    if summary.work.unknown:
+        line(f"operations of {', '.join(summary.work.unknown)}: some are unknown")
+
+
+def _shape(dims: list[int | str | None] | None) -> str:
+    if dims is None:
+        return "unknown rank"
+    return f"[{', '.join('?' if dim is None else str(dim) for dim in dims)}]"
 
 
 def passes(
-    name: Annotated[str | None, typer.Argument(help="One pass, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One pass, in full.")] = None,
     json: Json = False,
 ) -> None:
     """List the passes, or show one with its options.
 
-    Example: `aigcc passes fuse`
+    Example: `aigcc passes canonicalize`
     """
     from aigcc.passes import PASSES
 
@@ -71,7 +106,7 @@ def passes(
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="One target, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One target, in full.")] = None,
     json: Json = False,
 ) -> None:
     """List the targets, or show one with its options.
@@ -128,8 +163,7 @@ def _choices(kind: Any) -> str:
 
 
 def _show_entry(facts: dict[str, Any]) -> None:
-    console.print(f"[bold]{facts['name']}[/]\n")
-    console.print(facts["text"], markup=False)
+    markdown(f"**{facts['name']}**\n\n{facts['text']}")
     if facts["options"]:
         table(
             "\noptions",
@@ -152,9 +186,12 @@ def explain(
     if json:
         as_json(manifest)
         return
-    console.print(f"[bold]{artifact}[/]: {manifest['source']} for {manifest['target']}")
-    console.print(f"pipeline: {manifest['pipeline']}\n", markup=False)
-    table("rewrites", ["by", ">count"], sorted(manifest["rewrites"].items(), key=lambda i: -i[1]))
+    line(f"{artifact}: {manifest['source']} for {manifest['target']}")
+    line(f"pipeline: {manifest['pipeline']}")
+    line(f"nodes: {manifest['nodes'].get('before')} before, {manifest['nodes'].get('after')} after")
+    line(_quality(manifest.get("quality")))
+    rewrites = sorted(manifest["rewrites"].items(), key=lambda item: (-item[1], item[0]))
+    table("\nrewrites", ["by", ">count"], rewrites)
     if manifest["remarks"]:
         table(
             "\nremarks",
@@ -162,7 +199,23 @@ def explain(
             [(r["kind"], r["maker"], r["node"], r["message"]) for r in manifest["remarks"]],
         )
     if manifest["facts"]:
-        table("\nread back from the artifact", ["fact", "value"], list(manifest["facts"].items()))
+        rows = [(name, _fact(value)) for name, value in manifest["facts"].items()]
+        table("\nread back from the artifact", ["fact", "value"], rows)
+    files = [(name, size(facts["bytes"])) for name, facts in manifest["files"].items()]
+    table("\nfiles", ["name", ">size"], files)
+
+
+def _quality(quality: Mapping[str, Any] | None) -> str:
+    if quality is None:
+        return "quality: not measured"
+    errors = [f"{o['name']} {number(o['relative'], '.2g')}" for o in quality["outputs"]]
+    return f"relative error on {quality['samples']}: {', '.join(errors)}"
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_fact(item)}" for key, item in value.items())
+    return ", ".join(map(_fact, value)) if isinstance(value, list) else str(value)
 
 
 def doctor(json: Json = False) -> None:
@@ -210,3 +263,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+COMMANDS = (inspect, passes, targets, explain, doctor)

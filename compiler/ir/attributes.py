@@ -1,31 +1,27 @@
-"""Attributes and tensors, read from tokens."""
+"""Attributes, read from tokens."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.errors import ModelError, did_you_mean
-from aigcc.ir.dataref import Roots
+from aigcc.errors import did_you_mean
 from aigcc.ir.lexer import Lexer
 from aigcc.ir.literals import TYPE_WORDS
 from aigcc.ir.syntax import GraphsText, GraphText
+from aigcc.ir.tensorreader import TensorReader
 from aigcc.ir.tensortext import (
     ElementError,
     SparseConstant,
-    elements_per_value,
-    read_elements,
     read_floats,
 )
-from aigcc.ir.typetext import read_type, type_text
+from aigcc.ir.typetext import read_type
 
-ATTRIBUTE_WORDS = {type_.name.lower(): type_ for type_ in ir.AttributeType if type_}
+_WORDS = {type_.name.lower(): type_ for type_ in ir.AttributeType if type_}
 _ONE_OF = {
     ir.AttributeType[plural]: ir.AttributeType[plural.removesuffix("S")]
     for plural in (
@@ -41,25 +37,24 @@ _ONE_OF = {
 _MANY_OF = {one: many for many, one in _ONE_OF.items()}
 _SIMPLE = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING)
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-_ELEMENTS = re.compile(r'\{((?:[^{}"#]++|#[^\n]*+)*+)\}')
-_COMMENT = re.compile(r"#[^\n]*+")
 _WHOLE = re.compile(r"-?[0-9]+")
-_SIZE = re.compile(r"[0-9]{1,18}")
 _FLOAT_WORD = re.compile(r"(?i:inf|infinity|nan)")
 
 
 class AttributeReader:
-    """Reads attribute lists and tensors at the tokens of one lexer.
+    """Reads attribute lists at the tokens of one lexer.
 
     Args:
         lexer: Where the tokens come from.
-        roots: Where the data of tensors may be.
+        tensors: Reads a tensor at the same lexer.
         read_graph: Reads a sub-graph at the same lexer.
     """
 
-    def __init__(self, lexer: Lexer, roots: Roots, read_graph: Callable[[], GraphText]) -> None:
+    def __init__(
+        self, lexer: Lexer, tensors: TensorReader, read_graph: Callable[[], GraphText]
+    ) -> None:
         self._lexer = lexer
-        self._roots = roots
+        self._tensors = tensors
         self._read_graph = read_graph
 
     def attributes(self) -> dict[str, ir.Attr | GraphsText]:
@@ -102,11 +97,11 @@ class AttributeReader:
     def attribute_type(self) -> ir.AttributeType:
         """Read the word for a type of attribute."""
         at, word = self._lexer.start, self._lexer.take("name", "for the type of an attribute")
-        if word not in ATTRIBUTE_WORDS:
+        if word not in _WORDS:
             raise self._lexer.source.error(
-                at, f"no attribute has the type {word!r}", did_you_mean(word, ATTRIBUTE_WORDS)
+                at, f"no attribute has the type {word!r}", did_you_mean(word, _WORDS)
             )
-        return ATTRIBUTE_WORDS[word]
+        return _WORDS[word]
 
     def _list(self, declared: ir.AttributeType | None) -> tuple[ir.AttributeType, list[Any]]:
         lexer = self._lexer
@@ -171,159 +166,7 @@ class AttributeReader:
         if lexer.kind in ("name", "string"):
             name = lexer.take_name()
         lexer.accept("=")
-        tensor = self.tensor(typed, at, name)
+        tensor = self._tensors.read(typed, at, name)
         if isinstance(tensor, SparseConstant):
             return ir.AttributeType.SPARSE_TENSOR, tensor
         return ir.AttributeType.TENSOR, tensor
-
-    def tensor(
-        self, typed: ir.TypeAndShape | None, at: int, name: str | None
-    ) -> ir.TensorProtocol | SparseConstant:
-        """Read the data of a tensor, which has the type that stands at `at`."""
-        lexer = self._lexer
-        dtype, dims = _static(typed)
-        if dtype is None:
-            raise lexer.source.error(
-                at,
-                "data needs a type and a size in numbers",
-                hint="write it as `float[2,3] w = {...}`",
-            )
-        if lexer.kind == "name" and lexer.text == "sparse":
-            return self._sparse(dims)
-        if lexer.kind == "[":
-            return self._reference(dtype, dims, name)
-        if lexer.kind == "elided":
-            raise lexer.source.error(
-                lexer.start,
-                "the text was printed without the data of this weight",
-                hint="print it with write_text, which puts large weights into a file beside it",
-            )
-        if lexer.kind != "{":
-            raise lexer.expected("the data of a tensor")
-        start = lexer.start
-        if dtype == ir.DataType.STRING:
-            strings = self._strings()
-            self._check_count(start, len(strings), dtype, dims)
-            return ir.StringTensor(strings, shape=ir.Shape(dims), name=name)
-        array = self._elements(dtype, dims)
-        try:
-            array = array.reshape(dims)
-        except ValueError as error:
-            raise lexer.source.error(at, f"this shape is not possible: {error}") from error
-        return ir.Tensor(array, dtype=dtype, name=name)
-
-    def _sparse(self, dims: list[int]) -> SparseConstant:
-        """Read `sparse {values, indices}`."""
-        self._lexer.advance()
-        self._lexer.take("{", "before the values and the indices of a sparse tensor")
-        parts = []
-        for mark in (",", "}"):
-            at = self._lexer.start
-            part = self.tensor(read_type(self._lexer), at, None)
-            if isinstance(part, SparseConstant):
-                raise self._lexer.source.error(at, "a part of a sparse tensor cannot be sparse")
-            parts.append(part)
-            self._lexer.take(mark, "in a sparse tensor")
-        return SparseConstant(parts[0], parts[1], tuple(dims))
-
-    def _reference(
-        self, dtype: ir.DataType, dims: list[int], name: str | None
-    ) -> ir.TensorProtocol:
-        """Read `["location": "...", "offset": "...", "length": "..."]`."""
-        lexer = self._lexer
-        at = lexer.start
-        entries = read_string_pairs(lexer)
-        unknown = sorted(set(entries) - {"location", "offset", "length"})
-        if unknown or "location" not in entries:
-            raise lexer.source.error(
-                at,
-                f"a reference has no {unknown[0]!r}" if unknown else "a reference needs a location",
-                hint='write it as ["location": "file", "offset": "0", "length": "4096"]',
-            )
-        if dtype == ir.DataType.STRING:
-            raise lexer.source.error(at, "strings cannot be in a data file")
-        numbers = [entries.get("offset", "0"), entries.get("length")]
-        if any(text is not None and not _SIZE.fullmatch(text) for text in numbers):
-            raise lexer.source.error(at, "the offset and the length are numbers of bytes")
-        offset, length = (None if text is None else int(text) for text in numbers)
-        reference = ir.ExternalTensor(
-            entries["location"], offset, length, dtype, shape=ir.Shape(dims), name=name or ""
-        )
-        try:
-            return self._roots.map(reference)
-        except ModelError as error:
-            raise lexer.source.error(at, error.what, error.hint) from error
-
-    def _strings(self) -> list[bytes]:
-        """Read `{"...", "..."}`."""
-        lexer = self._lexer
-        lexer.take("{")
-        strings: list[bytes] = []
-        if lexer.accept("}"):
-            return strings
-        while True:
-            value = lexer.take_string()
-            strings.append(value if isinstance(value, bytes) else value.encode("utf-8"))
-            if not lexer.accept(","):
-                break
-        lexer.take("}", "after the strings")
-        return strings
-
-    def _elements(self, dtype: ir.DataType, dims: list[int]) -> npt.NDArray[Any]:
-        """Read `{1, 2.5}` as one piece, since weights can be long."""
-        lexer = self._lexer
-        match = _ELEMENTS.match(lexer.source.text, lexer.start)
-        if match is None:
-            raise lexer.source.error(lexer.start, "this list of numbers does not end with '}'")
-        body = match[1]
-        if "#" in body:
-            body = _COMMENT.sub(lambda comment: " " * len(comment[0]), body)
-        texts = body.split(",") if body.strip() else []
-        self._check_count(lexer.start, len(texts), dtype, dims)
-        try:
-            array = read_elements(texts, dtype)
-        except ElementError as error:
-            before = sum(len(text) + 1 for text in texts[: error.index])
-            blank = len(texts[error.index]) - len(texts[error.index].lstrip())
-            raise lexer.source.error(match.start(1) + before + blank, str(error)) from error
-        lexer.skip_to(match.end())
-        return array
-
-    def _check_count(self, at: int, found: int, dtype: ir.DataType, dims: list[int]) -> None:
-        wanted = math.prod(dims) * elements_per_value(dtype)
-        if found != wanted:
-            text = type_text(ir.TensorType(dtype), ir.Shape(dims))
-            raise self._lexer.source.error(
-                at, f"{text} takes {wanted} numbers, and here are {found}"
-            )
-
-
-def _static(typed: ir.TypeAndShape | None) -> tuple[ir.DataType | None, list[int]]:
-    """The dtype and the sizes of a type, or None if it does not say all of them."""
-    if typed is None or not isinstance(typed.type, ir.TensorType) or typed.shape is None:
-        return None, []
-    dims = [dim for dim in typed.shape if isinstance(dim, int) and dim >= 0]
-    if len(dims) < len(typed.shape) or typed.type.dtype == ir.DataType.UNDEFINED:
-        return None, []
-    return typed.type.dtype, dims
-
-
-def read_string_pairs(lexer: Lexer) -> dict[str, str]:
-    """Read `["key": "value", ...]`."""
-    pairs: dict[str, str] = {}
-    lexer.take("[")
-    if lexer.accept("]"):
-        return pairs
-    while True:
-        at, key = lexer.start, lexer.take_name("for a key")
-        if key in pairs:
-            raise lexer.source.error(at, f"{key!r} is given twice")
-        lexer.take(":", "after a key")
-        at, value = lexer.start, lexer.take_string()
-        if isinstance(value, bytes):
-            raise lexer.source.error(at, "this must be UTF-8")
-        pairs[key] = value
-        if not lexer.accept(","):
-            break
-    lexer.take("]", "after the last pair")
-    return pairs

@@ -87,10 +87,10 @@ class Module:
         save_model(self.model, path, external)
 
     def text(self) -> str:
-        """The module in the text form, with large weights left out of line."""
-        from aigcc.ir.printer import print_model
+        """The module in the text form, to read: weights that lie in no file are left out."""
+        from aigcc.ir.printer import INLINE_LIMIT, print_model
 
-        return print_model(self.model)
+        return print_model(self.model, inline_limit=INLINE_LIMIT)
 
     @property
     def graph(self) -> ir.Graph:

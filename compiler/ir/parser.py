@@ -22,7 +22,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from aigcc.errors import did_you_mean
-from aigcc.ir.attributes import AttributeReader, read_string_pairs
+from aigcc.ir.attributes import AttributeReader
 from aigcc.ir.builder import build_model
 from aigcc.ir.dataref import Roots
 from aigcc.ir.external import OPEN_FILES
@@ -40,6 +40,7 @@ from aigcc.ir.syntax import (
     NodeText,
     ValueText,
 )
+from aigcc.ir.tensorreader import TensorReader, read_string_pairs
 from aigcc.ir.tensortext import SparseConstant
 from aigcc.ir.typetext import at_type, read_type, unknown_type
 
@@ -95,7 +96,8 @@ class _Parser:
         self._source = source
         self._lexer = Lexer(source)
         self._facts = FactReader(source)
-        self._attributes = AttributeReader(self._lexer, roots, self._graph)
+        self._tensors = TensorReader(self._lexer, roots)
+        self._attributes = AttributeReader(self._lexer, self._tensors, self._graph)
 
     def model(self) -> ModelText:
         """A header, the main graph, and functions up to the end of the text."""
@@ -243,7 +245,7 @@ class _Parser:
             raise unknown_type(lexer, at, written)
         value = ValueText(name, typed)
         if data and lexer.accept("="):
-            tensor = self._attributes.tensor(typed, type_at, name.text)
+            tensor = self._tensors.read(typed, type_at, name.text)
             if isinstance(tensor, SparseConstant):
                 tensor = SparseTensor(tensor.values, tensor.indices, list(tensor.dims), name.text)
             value.tensor = tensor

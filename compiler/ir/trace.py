@@ -10,13 +10,15 @@ import contextlib
 import importlib
 import io
 import logging
+import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aigcc.errors import CompileError, ModelError, describe, did_you_mean, raised_at
+from aigcc.errors import CompileError, ModelError, describe, did_you_mean, user_line
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 
@@ -69,7 +71,8 @@ def from_torch(
                 optimize=False,
             )
         except Exception as error:
-            raise _advice("torch.onnx.export cannot lower this model", error) from error
+            at = _source_line(program, error)
+            raise _advice("torch.onnx.export cannot lower this model", error, at) from error
     module = Module(made.model)
     if output_names is not None:
         _name_outputs(module, output_names)
@@ -110,7 +113,7 @@ def from_callable(reference: str, *, opset: int = OPSET) -> Module:
     except ModuleNotFoundError as error:
         raise _not_installed(error, reference) from error
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{reference} raised {describe(error)}", at=raised_at(error)) from error
+        raise ModelError(f"{reference} raised {describe(error)}", at=user_line(error)) from error
     if isinstance(made, str | Path):
         return Module.load(made)
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not _is_model(made[0]):
@@ -149,7 +152,7 @@ def load_callable(reference: str) -> Any:
         raise _not_installed(error, reference) from error
     except (Exception, SystemExit) as error:
         raise ModelError(
-            f"{module_name} cannot be imported: {describe(error)}", at=raised_at(error)
+            f"{module_name} cannot be imported: {describe(error)}", at=user_line(error)
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -198,7 +201,8 @@ def _export(torch: Any, model: Any, inputs: Any, dynamic_shapes: Any) -> Any:
                 model.eval(), args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
     except Exception as error:
-        raise _advice("torch.export cannot trace this model", error) from error
+        what = "torch.export cannot trace this model"
+        raise _advice(what, error, user_line(error)) from error
 
 
 _ADVICE = (
@@ -218,23 +222,40 @@ _ADVICE = (
         "No ONNX function found",
         "an operator has no ONNX form: rewrite it with basic torch operators",
     ),
+    (
+        "positional argument",
+        "the example inputs do not fit forward(): check their number and names",
+    ),
     ("takes", "the example inputs do not fit forward(): check their number and names"),
 )
 
 
-def _advice(what: str, error: Exception) -> ModelError:
-    text = f"{type(error).__name__}: {error}"
+def _advice(what: str, error: Exception, at: str | None) -> ModelError:
+    text = "".join(traceback.format_exception(error))
     hint = next(
         (advice for mark, advice in _ADVICE if mark in text),
         "try a smaller part of the model, or see https://docs.pytorch.org/docs/stable/export.html",
     )
-    return ModelError(f"{what}: {first_line(error)}", at=raised_at(error), hint=hint)
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return ModelError(f"{what}: {first_line(cause)}", at=at, hint=hint)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def _source_line(program: Any, error: Exception) -> str | None:
+    """The line that made the node of an ExportedProgram that could not be translated."""
+    found = re.search(r"translating node %(\w+)", str(error.__cause__ or error))
+    for node in program.graph.nodes if found else ():
+        if node.name in found[1]:
+            lines = re.findall(r'File "(.+)", line (\d+)', node.meta.get("stack_trace") or "")
+            return ":".join(lines[-1]) if lines else None
+    return None
 
 
 @contextlib.contextmanager

@@ -159,7 +159,7 @@ def match_value(pattern: Pattern | None, value: ir.Value | None, state: State) -
             yield from match_value(choice, value, state)
     elif isinstance(pattern, Apply):
         node = value.producer()
-        if node is not None and node.outputs[pattern.output] is value:
+        if node is not None and value.index() == pattern.output:
             yield from match_node(pattern, node, state)
 
 

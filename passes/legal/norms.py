@@ -88,17 +88,15 @@ class LayerNorm(Rule):
         return [y, mean, inverse][: len(node.outputs)]
 
 
-def _grouped(op: Builder, match: Match) -> tuple[ir.Value, ir.Value]:
-    """x normalised within its groups, [n, g, ..], and then in the shape of x."""
+def _grouped(op: Builder, match: Match) -> ir.Value:
+    """x normalised within its groups, in the shape and type that it has."""
     x, groups = match.x, match.root.attributes["num_groups"].as_int()
     wide = _widened(op, x, match.root)
     rows = op.Reshape(wide, [0, groups, -1])
-    ones, zeros = match.scale, match.bias
-    if op.opset >= 21:
-        ones, zeros = (np.repeat(number(fill, wide), groups) for fill in (1.0, 0.0))
+    ones, zeros = (np.repeat(number(fill, wide), groups) for fill in (1.0, 0.0))
     epsilon = match.root.attributes.get_float("epsilon", 1e-5)
     normed = op.InstanceNormalization(rows, ones, zeros, epsilon=epsilon)
-    return rows, _narrowed(op, _back(op, normed, x), x)
+    return _narrowed(op, _back(op, normed, x), x)
 
 
 def _back(op: Builder, normed: ir.Value, x: ir.Value) -> ir.Value:
@@ -119,9 +117,7 @@ class GroupNorm(Rule):
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         if match.x.shape is None:
             raise NoMatch("the rank of its input is not known")
-        normed = _grouped(op, match)[1]
-        if op.opset < 21:
-            return normed
+        normed = _grouped(op, match)
         column = [-1, *[1] * (len(match.x.shape) - 2)]
         scale, bias = (op.Reshape(each, column) for each in (match.scale, match.bias))
         value: ir.Value = op.Add(op.Mul(normed, scale), bias)
@@ -141,11 +137,11 @@ class BatchScaledGroupNorm(Rule):
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
         channels = match.x.shape[1] if match.x.shape is not None else None
-        if op.opset < 21 or not isinstance(channels, int) or match.x.dtype is None:
+        if not isinstance(channels, int) or match.x.dtype is None:
             return None
         dtype = match.x.dtype.numpy()
         value: ir.Value = op.BatchNormalization(
-            _grouped(op, match)[1],
+            _grouped(op, match),
             match.scale,
             match.bias,
             np.zeros(channels, dtype),

@@ -155,6 +155,11 @@ class Mobile(Target):
         module.save(source, external=True)
         request = {"source": str(source), "out": str(path), "scratch": str(scratch)}
         answer = worker.call(f"{_CHILD}:convert_ort", request, ctx.progress)
+        ctx.note(
+            None,
+            f"{path.name} has no layouts of one kind of CPU, so that it runs on all; "
+            "a .onnx file gets them when it is loaded, and may be faster for convolutions",
+        )
         texts = {CONFIG: answer["config"], TYPED_CONFIG: answer["typed_config"]}
         return path.name, texts, answer["weights"]
 

@@ -27,6 +27,15 @@ _ATTRIBUTES = {"INT": 1, "INTS": [1], "FLOAT": 1.0, "FLOATS": [1.0]}
 # ONNX Runtime itself puts casts around an operator that has no kernel for such a type.
 _CONVERTED = {"float16": "float"}
 
+# Rules of legalize that make a model faster, with their options. Attention by
+# com.microsoft.MultiHeadAttention is slower up to 512 queries and keys, and faster from 1024 on;
+# GroupNormalization and Swish have no kernels, and what they expand to is not fused again.
+_PREFER: dict[str, dict[str, int]] = {
+    "flash-attention": {"scores": 1 << 19},
+    "group-norm": {},
+    "square": {},
+    "swish": {},
+}
 # What ONNX Runtime puts in by itself.
 _INTERNAL = {("", "MemcpyFromHost"), ("", "MemcpyToHost")}
 
@@ -108,6 +117,7 @@ def make_table(registry: Registry) -> dict[str, Any]:
         "opset": [OLDEST, registry.newest],
         "dtypes": sorted(every),
         "converted": _CONVERTED,
+        "prefer": _PREFER,
         "ops": {
             name: [] if entry.types == every else sorted(entry.types)
             for name, entry in entries.items()
@@ -243,6 +253,10 @@ def _lines(table: dict[str, Any]) -> Iterator[str]:
     yield "[converted]"
     yield from (f'{old} = "{new}"' for old, new in table["converted"].items())
     yield ""
+    yield "# Other forms that are faster, for legalize."
+    yield "[prefer]"
+    yield from (f"{_name(name)} = {_inline(options)}" for name, options in table["prefer"].items())
+    yield ""
     yield "# Types on any input or output; an empty list means all of `dtypes`."
     yield "[ops]"
     yield from (f"{_name(name)} = {_list(types)}" for name, types in table["ops"].items())
@@ -261,8 +275,13 @@ def _list(types: list[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in types) + "]"
 
 
+def _inline(options: dict[str, int]) -> str:
+    pairs = ", ".join(f"{key} = {value}" for key, value in options.items())
+    return f"{{ {pairs} }}" if pairs else "{}"
+
+
 def _name(name: str) -> str:
-    return name if re.fullmatch(r"\w+", name) else f'"{name}"'
+    return name if re.fullmatch(r"[\w-]+", name) else f'"{name}"'
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from onnxruntime.tools.reduced_build_config_parser import parse_config
 
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
+from aigcc.passes.legal import PREFERENCES
 from aigcc.passes.weights_fp16 import WeightsFp16
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
@@ -244,6 +245,11 @@ def test_the_example_names_its_dims_and_takes_files(tmp_path: Path) -> None:
         command, cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
     assert printed.splitlines()[:2] == ["y tensor(bfloat16) [1, 3]", "k tensor(bool) [5]"]
+
+
+def test_what_the_table_prefers_is_known_to_legalize() -> None:
+    for name, options in Mobile().can.facts["prefer"].items():
+        assert PREFERENCES[name](**options).name == name
 
 
 def test_requirements_and_options() -> None:

@@ -1,0 +1,244 @@
+"""The jetson target: sizes of dims, what it refuses, and programs that are compiled and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aigcc.errors import TargetError
+from aigcc.ir.module import Module
+from aigcc.ir.shapes import infer_shapes
+from aigcc.pipeline.context import Context
+from aigcc.runtime import OrtSession
+from aigcc.samples import load_samples
+from aigcc.targets.jetson import INSTALL, Jetson
+from aigcc.targets.jetson.machine_code import read_library
+from aigcc.targets.jetson.program import LIBRARY, PARAMETERS, SIGNATURE, Input, Signature
+from aigcc.targets.jetson.toolchain import (
+    INSTALL_QEMU,
+    PREPARE,
+    QEMU,
+    cross_linker,
+    find_runner,
+)
+
+HAS_TVM = importlib.util.find_spec("tvm") is not None
+
+needs_tvm = pytest.mark.skipif(not HAS_TVM, reason=f"needs Apache TVM: {INSTALL}")
+needs_runner = pytest.mark.skipif(
+    not HAS_TVM or find_runner() is None,
+    reason=f"needs {QEMU} and the runner: {INSTALL_QEMU}; {PREPARE}",
+)
+
+
+def module(text: str, opset: int = 20) -> Module:
+    made = Module.parse(f'<ir_version: 9, opset_import: ["" : {opset}]>\n{text}')
+    infer_shapes(made.model)
+    return made
+
+
+def generator() -> Module:
+    """Images of 8 by 8, and the sizes of the input, from 16 random numbers."""
+    text = """generator (float[batch,16] z) => (float[batch,3,8,8] image, int64[2] sizes)
+<float[16,64] w = {W}, int64[3] shape = {4,4,4}, float[4,3,4,4] k = {K}, int64[1] first = {0},
+ int64[1] one = {1}>
+{
+  h = MatMul (z, w)
+  r = Gelu (h)
+  s = Shape (z)
+  b = Slice (s, first, one)
+  target = Concat <axis = 0> (b, shape)
+  f = Reshape (r, target)
+  c = ConvTranspose <pads = [1,1,1,1], strides = [2,2]> (f, k)
+  image = Tanh (c)
+  sizes = Identity (s)
+}"""
+    random = np.random.default_rng(0)
+    for name, size in (("W", 1024), ("K", 192)):
+        numbers = ",".join(f"{x:.3f}" for x in random.standard_normal(size))
+        text = text.replace(f"{{{name}}}", "{" + numbers + "}")
+    return module(text)
+
+
+def noise(batch: int) -> dict[str, np.ndarray]:
+    return {"z": np.random.default_rng(1).standard_normal((batch, 16)).astype(np.float32)}
+
+
+def error_of(target: Jetson, made: Module, folder: Path, ctx: Context | None = None) -> str:
+    with pytest.raises(TargetError) as error:
+        target.lower(made, folder, ctx or Context())
+    assert not list(folder.iterdir())
+    return str(error.value)
+
+
+@needs_tvm
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "dim 'batch' has no size"),
+        ({}, "dims=[batch:SIZE]"),
+        ({"dims": ("batsh:2",)}, "did you mean 'batch'"),
+        ({"dims": ("batch:many",)}, "the form is dims=[NAME:SIZE]"),
+        ({"dims": ("batch:2",), "board": "orin"}, "unknown board 'orin'"),
+    ],
+)
+def test_wrong_options_are_explained(
+    options: dict[str, object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aigcc.targets.jetson.cross_linker", lambda: ["true"])
+    assert words in error_of(Jetson(**options), generator(), tmp_path)  # type: ignore[arg-type]
+
+
+def test_what_is_missing_is_named_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert INSTALL in error_of(Jetson(), generator(), tmp_path)
+    missing = [r for r in Jetson().requirements() if not r.present]
+    assert all(requirement.fix for requirement in missing)
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ("y = QuantizeLinear (x, t)", "no kernel for QuantizeLinear"),
+        ('y = Resize <mode = "linear", antialias = 1> (x, , s)', "antialias must be 0"),
+        ('y = Resize <mode = "linear"> (x, , s)', "Resize by 1.3 of a size of 8"),
+        ("y = IsInf <detect_negative = 0> (x)", "detect_negative must be 1"),
+        ("h = Cast <to = 10> (x) y = Softmax (h)", "Softmax has no float16 kernel"),
+        ("y = Pow (x, i)", "Pow has no int64 kernel"),
+        ("y = Softmax (x)", ""),
+    ],
+)
+def test_what_would_fail_or_be_wrong_is_named_beforehand(node: str, words: str) -> None:
+    made = module(
+        f"g (float[1,2,8,8] x, int64[8] i) => (y)"
+        f" <float[4] s = {{1,1,1.3,1.3}}, float t = {{0.1}}> {{ {node} }}"
+    )
+    messages = [problem.message for problem in Jetson().check(made)]
+    if words:
+        assert any(words in message for message in messages), messages
+    else:
+        assert messages == []
+
+
+def test_feeds_are_checked_against_the_signature() -> None:
+    signature = Signature((Input("x", "float32", (2, 3)),), ("y",))
+    good = np.zeros((2, 3), np.float32)
+    assert signature.arrange({"x": good})[0].shape == (2, 3)
+    for feeds, words in (
+        ({"x": np.zeros((1, 3), np.float32)}, r"compiled for float32\[2, 3\]"),
+        ({"x": np.zeros((2, 3))}, "is float64"),
+        ({}, "no value for the input 'x'"),
+        ({"x": good, "z": good}, "no input 'z'"),
+    ):
+        with pytest.raises(TargetError, match=words):
+            signature.arrange(feeds)
+
+
+def elf(machine: int, words: list[int]) -> bytes:
+    """A library with one executable section."""
+    code = b"".join(word.to_bytes(4, "little") for word in words)
+    header = bytearray(64)
+    header[:4], header[18:20] = b"\x7fELF", machine.to_bytes(2, "little")
+    header[40:48] = (64 + len(code)).to_bytes(8, "little")
+    header[58:62] = (64).to_bytes(2, "little") + (1).to_bytes(2, "little")
+    section = bytearray(64)
+    section[8:16], section[24:32] = (4).to_bytes(8, "little"), (64).to_bytes(8, "little")
+    section[32:40] = len(code).to_bytes(8, "little")
+    return bytes(header) + code + bytes(section)
+
+
+def test_instructions_are_counted_in_the_bytes(tmp_path: Path) -> None:
+    # fmla v0.4s; fmla v0.4s by lane; fmla v0.8h; fcvtl v0.4s; sdot; udot by lane; nop
+    words = [0x4E22CC20, 0x4FA21820, 0x4E420C20, 0x0E217820, 0x4E829420, 0x6FA2E020, 0xD503201F]
+    path = tmp_path / "lib.so"
+    path.write_bytes(elf(183, words))
+    assert read_library(path).machine == "aarch64"
+    assert read_library(path).instructions == {
+        "float32 multiply-add": 2,
+        "float16 multiply-add": 1,
+        "float16 to float32": 1,
+        "dot product": 2,
+    }
+    path.write_bytes(elf(62, words))
+    assert (read_library(path).machine, read_library(path).instructions) == ("x86-64", {})
+
+
+@needs_tvm
+def test_a_program_for_this_machine_equals_onnx_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, feeds = generator(), noise(3)
+    target = Jetson(board="host")
+    ctx = Context(samples=load_samples(lambda: iter([feeds]), made))
+    lowered = target.lower(made, tmp_path, ctx)
+    assert set(lowered.files) == {LIBRARY, PARAMETERS, SIGNATURE}
+    assert {path.name for path in tmp_path.iterdir()} == set(lowered.files)
+    assert lowered.facts["dims"] == {"batch": 3}
+    assert lowered.facts["kernels"] > 0
+    assert any("expect 10 to 100 times" in remark.message for remark in ctx.remarks)
+    session = target.session(tmp_path, lowered.entry)
+    assert session is not None
+    assert_equal(session.run(feeds), OrtSession(made).run(feeds), target.tolerance)
+
+    example = tmp_path / "example.py"
+    example.write_text(target.example(made, lowered.entry), "utf-8")
+    np.save(tmp_path / "z.npy", feeds["z"])
+    monkeypatch.setattr(sys, "argv", [str(example), f"z={tmp_path / 'z.npy'}"])
+    runpy.run_path(str(example), run_name="__main__")
+    assert "image (3, 3, 8, 8)" in capsys.readouterr().out
+
+
+@needs_runner
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_program_for_a_board_equals_onnx_runtime_in_qemu(precision: str, tmp_path: Path) -> None:
+    made, feeds = generator(), noise(2)
+    target = Jetson(precision=precision, dims=("batch:2",), emulate=True)  # type: ignore[arg-type]
+    lowered = target.lower(made, tmp_path, Context())
+    assert lowered.facts["machine"] == "aarch64"
+    expected = "float16 to float32" if precision == "fp16" else "float32 multiply-add"
+    assert lowered.facts["instructions"][expected] > 0
+    session = target.session(tmp_path, lowered.entry)
+    assert session is not None
+    assert_equal(session.run(feeds), OrtSession(made).run(feeds), target.tolerance)
+    assert Jetson(dims=("batch:2",)).session(tmp_path, lowered.entry) is None
+
+
+def assert_equal(
+    actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float
+) -> None:
+    assert list(actual) == list(expected)
+    for name, array in expected.items():
+        assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape)
+        assert np.abs(actual[name] - array).max() <= tolerance * np.abs(array).max()
+
+
+@needs_tvm
+def test_a_refusal_names_the_node(tmp_path: Path) -> None:
+    made = module(
+        "g (float[2,4] x) => (y) <float[1] s = {2}> { [odd] y = LayerNormalization (x, s) }"
+    )
+    text = error_of(Jetson(board="host"), made, tmp_path)
+    assert "node odd (LayerNormalization)" in text
+
+
+@needs_tvm
+def test_the_front_end_has_every_operator_of_the_table() -> None:
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    names = {name.rpartition("::")[2] for name in Jetson().can.ops}
+    assert names - {"If"} <= set(onnx_frontend._get_convert_map())
+
+
+def test_a_linker_is_found_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert "ziglang" in (cross_linker() or [])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cross_linker() is None

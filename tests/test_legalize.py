@@ -1,0 +1,283 @@
+"""What a target lacks is replaced by what it has, and computes the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aigcc.errors import PassError
+from aigcc.ir.module import Module
+from aigcc.ir.shapes import infer_shapes
+from aigcc.passes.legalize import Legalize
+from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import PassManager
+from aigcc.runtime import OrtSession
+from aigcc.target import Capabilities, Lowered, Requirement, Target
+
+Draw = st.DrawFn
+OPERATORS = frozenset(schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == "")
+DTYPES = frozenset({"float", "float16", "int64", "bool"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Device(Target):
+    """A device that lacks some operators and prefers some replacements."""
+
+    name: ClassVar[str] = "device"
+    summary: ClassVar[str] = "made up"
+    lacks: frozenset[str] = frozenset()
+    opset: tuple[int, int] = (7, 24)
+    prefer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def can(self) -> Capabilities:
+        ops = dict.fromkeys(OPERATORS - self.lacks, ())
+        return Capabilities(self.opset, ops, DTYPES, {"prefer": self.prefer})
+
+    def pipeline(self) -> str:
+        return "legalize"
+
+    def requirements(self) -> list[Requirement]:
+        return []
+
+    def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
+        raise NotImplementedError
+
+    def session(self, folder: Path, entry: str) -> None:
+        return None
+
+    def example(self, module: Module, entry: str) -> str:
+        return ""
+
+
+def feeds_for(module: Module) -> dict[str, np.ndarray]:
+    random, feeds = np.random.default_rng(0), {}
+    for value in module.inputs:
+        sizes = [d if isinstance(d, int) else 3 for d in value.shape or ()]
+        dtype = value.dtype.numpy() if value.dtype else np.float32
+        array = random.standard_normal(sizes)
+        feeds[value.name or ""] = (array > -0.5 if dtype == bool else array).astype(dtype)
+    return feeds
+
+
+def legalised(module: Module, device: Device, tolerance: float = 1e-5) -> Module:
+    """Legalise a module for a device, and check its outputs against what they were."""
+    infer_shapes(module.model)
+    after = module.clone()
+    PassManager([Legalize()]).run(after, Context(target=device))
+    assert device.check(after) == [], after.text()
+    feeds = feeds_for(module)
+    old, new = (OrtSession(each, optimise=False).run(feeds) for each in (module, after))
+    assert list(old) == list(new)
+    for name, array in old.items():
+        largest = float(np.abs(array).max(initial=0))
+        np.testing.assert_allclose(new[name], array, tolerance, tolerance * largest, err_msg=name)
+    return after
+
+
+def operators(module: Module) -> list[str]:
+    return [node.op_type for node in module.nodes()]
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Gelu (x)",
+        'Gelu <approximate = "tanh"> (x)',
+        "Swish <alpha = 1.5> (x)",
+        "HardSwish (x)",
+        "Mish (x)",
+        "Celu <alpha = 0.5> (x)",
+        "LpNormalization <axis = 2, p = 1> (x)",
+        "LayerNormalization (x, s, b)",
+        "LayerNormalization <axis = 2, epsilon = 0.1> (x, x, x)",
+        "RMSNormalization <epsilon = 0.1> (x, s)",
+        "GroupNormalization <num_groups = 2> (x, g, g)",
+    ],
+)
+def test_operators(call: str, dtype: str) -> None:
+    module = Module.parse(f"""<ir_version: 11, opset_import: ["" : 24]>
+g ({dtype}[2,4,n] x, {dtype}[n] s, {dtype}[n] b, {dtype}[4] g) => (y) {{ y = {call} }}""")
+    operator = call.split()[0]
+    tolerance = 1e-5 if dtype == "float" else 5e-3
+    after = legalised(module, Device(lacks=frozenset({operator})), tolerance)
+    assert operator not in operators(after)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Gelu (x)",
+        "FastGelu (x, s)",
+        "BiasGelu (x, s)",
+        "QuickGelu <alpha = 1.5> (x)",
+        "FusedMatMul <alpha = 0.5, transA = 1> (x, x)",
+        "FusedMatMul <transB = 1> (x, x)",
+        "SkipLayerNormalization <epsilon = 0.1> (x, x, s, s, s)",
+        "SkipSimplifiedLayerNormalization <epsilon = 0.1> (x, x, s)",
+    ],
+)
+def test_operators_of_onnx_runtime(call: str) -> None:
+    module = Module.parse(f"""<ir_version: 11, opset_import: ["" : 21, "com.microsoft" : 1]>
+g (float[2,4,4] x, float[4] s) => (y) {{ y = com.microsoft.{call} }}""")
+    legalised(module, Device())
+
+
+@st.composite
+def attentions(draw: Draw) -> Module:
+    groups, tokens, past = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    heads = groups * draw(st.integers(1, 2))
+    cached, flat, symbolic = (draw(st.booleans()) for _ in range(3))
+    causal = draw(st.booleans())
+    keys = tokens if causal else draw(st.integers(1, 3))
+    size = ["t" if symbolic and tokens == keys == 3 else n for n in (tokens, keys)]
+    inputs = {}
+    for name, many, rows, width in (("q", heads, size[0], 2), ("k", groups, size[1], 2), ("v", groups, size[1], 3)):  # fmt: skip  # noqa: E501
+        dims = f"2,{rows},{many * width}" if flat else f"2,{many},{rows},{width}"
+        inputs[name] = f"float[{dims}]"
+    total = keys + (past if cached else 0)
+    mask = draw(st.sampled_from(["", "float", "bool"]))
+    if mask:
+        inputs["mask"] = (
+            f"{mask}[{draw(st.sampled_from(['', '2,1,', f'{heads},']))}{tokens},{total}]"
+        )
+    if cached:
+        inputs["past_k"] = f"float[2,{groups},{past},2]"
+        inputs["past_v"] = f"float[2,{groups},{past},3]"
+    attributes = [f"is_causal = {int(causal)}"]
+    if flat:
+        attributes += [f"q_num_heads = {heads}", f"kv_num_heads = {groups}"]
+    if draw(st.booleans()):
+        attributes.append("scale = 0.3")
+    if draw(st.booleans()):
+        attributes.append("softcap = 2.0")
+    names = ["q", "k", "v"]
+    if mask or cached:
+        names.append("mask" if mask else '""')
+    names += ["past_k", "past_v"] if cached else []
+    results = "y, present_k, present_v" if cached else "y"
+    return Module.parse(
+        '<ir_version: 11, opset_import: ["" : 23]>\n'
+        f"g ({', '.join(f'{kind} {name}' for name, kind in inputs.items())}) => ({results})\n"
+        f"{{ {results} = Attention <{', '.join(attributes)}> ({', '.join(names)}) }}"
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(attentions())
+def test_attention(module: Module) -> None:
+    after = legalised(module, Device(lacks=frozenset({"Attention"})))
+    assert operators(after).count("Softmax") == 1
+
+
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("turning", [0, 4])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("looked_up", [False, True])
+def test_rotary(interleaved: int, turning: int, flat: bool, looked_up: bool) -> None:
+    width = (turning or 8) // 2
+    rows = "5" if looked_up else "2,3"
+    module = Module.parse(f"""<ir_version: 11, opset_import: ["" : 23]>
+g (float[{"2,3,16" if flat else "2,2,3,8"}] x, float[{rows},{width}] cos, float[{rows},{width}] sin) => (y)
+<int64[2,3] at = {{4, 0, 1, 2, 2, 3}}>
+{{
+  y = RotaryEmbedding <interleaved = {interleaved}, num_heads = 2, rotary_embedding_dim = {turning}>
+    (x, cos, sin{", at" if looked_up else ""})
+}}""")
+    legalised(module, Device(lacks=frozenset({"RotaryEmbedding"})))
+
+
+def test_a_cache_alone_is_replaced_where_that_is_enough() -> None:
+    class Cacheless(Device):
+        def check(self, module: Module) -> list[Any]:
+            cached = [n for n in module.nodes() if n.op_type == "Attention" and len(n.outputs) > 1]
+            return [dataclasses.replace(problem) for problem in map(_problem, cached)]
+
+    module = Module.parse("""<ir_version: 11, opset_import: ["" : 23]>
+g (float[2,3,4] x, float[2,2,p,2] k, float[2,2,p,2] v) => (y, present_k, present_v)
+{
+  y, present_k, present_v = Attention <q_num_heads = 2, kv_num_heads = 2> (x, x, x, "", k, v)
+}""")
+    after = legalised(module, Cacheless())
+    assert operators(after).count("Attention") == 1
+    assert operators(after).count("Concat") == 2
+
+
+def _problem(node: Any) -> Any:
+    from aigcc.target import Problem, node_label
+
+    return Problem("no cache", node=node_label(node))
+
+
+def test_preferred_replacements() -> None:
+    module = Module.parse("""<ir_version: 11, opset_import: ["" : 24]>
+g (float[2,8,32] x, float[1,4,3,3] i, float[4] s) => (y, z, r)
+<float two = {2.0}>
+{
+  a = Attention <q_num_heads = 2, kv_num_heads = 2> (x, x, x)
+  y = Swish (a)
+  z = GroupNormalization <num_groups = 2> (i, s, s)
+  r = Pow (i, two)
+}""")
+    table = {"flash-attention": {"scores": 63}, "group-norm": {}, "square": {}, "swish": {}}
+    after = PassManager([Legalize()])
+    infer_shapes(module.model)
+    old = OrtSession(module, optimise=False).run(feeds_for(module))
+    after.run(module, Context(target=Device(prefer=table)))
+    new = OrtSession(module, optimise=False).run(feeds_for(module))
+    for name in old:
+        np.testing.assert_allclose(new[name], old[name], 1e-5, 1e-5)
+    found = operators(module)
+    assert {"MultiHeadAttention", "BatchNormalization", "Sigmoid"} <= set(found)
+    assert not {"Attention", "GroupNormalization", "Pow", "Swish"} & set(found)
+
+
+def test_short_attention_stays() -> None:
+    module = Module.parse("""<ir_version: 11, opset_import: ["" : 23]>
+g (float[2,8,32] x) => (y) { y = Attention <q_num_heads = 2, kv_num_heads = 2> (x, x, x) }""")
+    infer_shapes(module.model)
+    device = Device(prefer={"flash-attention": {"scores": 64}})
+    PassManager([Legalize()]).run(module, Context(target=device))
+    assert operators(module) == ["Attention"]
+
+
+def test_an_unknown_preference_is_refused() -> None:
+    module = Module.parse("""<ir_version: 11, opset_import: ["" : 23]>
+g (float[2] x) => (y) { y = Relu (x) }""")
+    with pytest.raises(PassError, match="swsh"):
+        PassManager([Legalize()]).run(module, Context(target=Device(prefer={"swsh": {}})))
+
+
+def test_newer_operators_go_before_the_opset_is_lowered() -> None:
+    module = Module.parse(
+        """<ir_version: 11, opset_import: ["" : 24]>
+g (float[2,3,4] x, float[4] s) => (y)
+{
+  a = Swish (x)
+  b = RMSNormalization (a, s)
+  c = Attention <q_num_heads = 2, kv_num_heads = 2> (b, b, b)
+  d = Shape <start = 1, end = 2> (c)
+  e = Reshape (c, d2)
+  y = Gelu (e)
+}""".replace(
+            "  d = Shape <start = 1, end = 2> (c)\n  e = Reshape (c, d2)\n  y = Gelu (e)",
+            "  y = Gelu (c)",
+        )
+    )
+    after = legalised(module, Device(opset=(13, 17)))
+    assert after.opset == 17
+
+
+def test_a_low_opset_is_raised() -> None:
+    module = Module.parse("""<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,3] x) => (y) { y = ReduceMean <axes = [1]> (x) }""")
+    assert legalised(module, Device(opset=(18, 20))).opset == 18
