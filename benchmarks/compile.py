@@ -55,13 +55,14 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="gpt2,unet_medium,vae")
+    parser.add_argument("--tools", default="", help="only those whose name starts so")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30, help="for all latencies of a model")
     arguments = parser.parse_args()
     peers = _peers()
     for name in arguments.models.split(","):
         model = _export(name)
-        rows = _compile(name, model, peers, arguments.rounds)
+        rows = _compile(name, model, peers, arguments.rounds, arguments.tools)
         _measure(model, rows, arguments.seconds)
         _print(name, model, rows)
 
@@ -87,7 +88,7 @@ def _export(name: str) -> Path:
     return path
 
 
-def _compile(name: str, model: Path, peers: str, rounds: int) -> list[Row]:
+def _compile(name: str, model: Path, peers: str, rounds: int, only: str) -> list[Row]:
     out = CACHE / "bench" / name / "out"
     shutil.rmtree(out, ignore_errors=True)
     aigcc = [sys.executable, "-m", "aigcc"]
@@ -99,7 +100,11 @@ def _compile(name: str, model: Path, peers: str, rounds: int) -> list[Row]:
         "onnxscript": [peers, HERE / "peers" / "run_onnxscript.py", model, "{out}"],
         "ONNX Runtime": [peers, HERE / "peers" / "run_ort.py", model, "{out}"],
     }
-    rows = [Row(tool, [], out / tool.replace(" ", "_") / "model.onnx") for tool in commands]
+    rows = [
+        Row(tool, [], out / tool.replace(" ", "_") / "model.onnx")
+        for tool in commands
+        if tool.startswith(only)
+    ]
     for _ in range(rounds):
         for row in rows:
             shutil.rmtree(row.path.parent, ignore_errors=True)

@@ -34,7 +34,9 @@ class Timing:
 def interleave(
     programs: Mapping[str, Callable[[], object]], *, seconds: float = 2.0, rounds: int | None = None
 ) -> dict[str, Timing]:
-    """Time programs in turn, A B C A B C, so that a drifting machine hits all of them alike.
+    """Time programs in turn, A B C B C A C A B, so that a drifting machine hits all of them alike.
+
+    Each round starts with another program: one that follows itself finds its data in the cache.
 
     Args:
         programs: What to call, by name; the first is what the others are compared with.
@@ -45,11 +47,13 @@ def interleave(
         call()
     started = time.perf_counter()
     measured: dict[str, list[float]] = {name: [] for name in programs}
+    order = list(programs.items())
     while True:
-        for name, call in programs.items():
+        for name, call in order:
             before = time.perf_counter()
             call()
             measured[name].append(time.perf_counter() - before)
+        order.append(order.pop(0))
         done = len(next(iter(measured.values())))
         if done >= rounds if rounds is not None else _enough(done, started, seconds):
             break

@@ -121,12 +121,13 @@ class Suspects:
         where, hint = show(self.target, self.target.name), f"{self.command} names the rewrite"
         if self._is_quick(quality):
             where, hint = self._find(quality.sample[row.name])
-        raise TargetError(
-            f"output {row.name!r} is wrong: its relative error is {row.relative:.2g}, "
-            f"more than the {self.target.tolerance:.2g} that {self.target.name} allows here",
-            at=where,
-            hint=hint,
+        fault = (
+            f"{row.broken} of {row.elements} values are NaN or infinite in one program only"
+            if row.broken
+            else f"its relative error is {row.relative:.2g}, more than the "
+            f"{self.target.tolerance:.2g} that {self.target.name} allows here"
         )
+        raise TargetError(f"output {row.name!r} is wrong: {fault}", at=where, hint=hint)
 
     def _is_quick(self, quality: Quality) -> bool:
         steps = math.log2(sum(run.rewrites for run in self.runs) + 4)

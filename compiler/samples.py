@@ -248,13 +248,14 @@ def _from_folder(folder: Path, module: Module) -> Samples:
 
 def _read_npz(paths: Iterable[Path]) -> Iterator[tuple[str, Feeds]]:
     for path in paths:
-        with _open(path) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise SampleError(
-                    "one .npy file does not say which input it is",
-                    at=str(path),
-                    hint="save a sample as .npz: np.savez('0.npz', **{input_name: array})",
-                )
+        archive = _open(path)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise SampleError(
+                "one .npy file does not say which input it is",
+                at=str(path),
+                hint="save a sample as .npz: np.savez('0.npz', **{input_name: array})",
+            )
+        with archive:
             try:
                 feeds = {name: archive[name] for name in archive.files}
             except _UNREADABLE as error:
@@ -333,7 +334,14 @@ def _call(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     index = 0
     try:
-        for index, feeds in enumerate(function()):
+        made = function()
+        if not isinstance(made, Iterable):
+            raise SampleError(
+                f"the function returned {type(made).__name__}",
+                at=name,
+                hint="let it yield one dict of input name to array for each sample",
+            )
+        for index, feeds in enumerate(made):
             yield f"{name}, sample {index}", feeds
     except CompileError:
         raise

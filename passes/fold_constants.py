@@ -68,7 +68,7 @@ class _Folder:
         refusal = None
         if size is None or size > max(self.limit, given):
             refusal = "its result is larger than its inputs and the limit"
-        elif size > self.limit and any(len(value.uses()) > 1 for value in node.inputs if value):
+        elif size > LARGE and any(len(value.uses()) > 1 for value in node.inputs if value):
             refusal = "a weight would be stored twice, since it is used elsewhere too"
         if refusal is not None:
             self.ctx.decline(node, f"{node.op_type} not folded: {refusal}")

@@ -26,6 +26,21 @@ def finite_mask(op: Builder, mask: ir.Value) -> ir.Value:
     return _finite(op, mask, _DEEPEST)
 
 
+def is_finite(mask: ir.Value) -> bool:
+    """Whether it can be seen that no element of a mask is infinite."""
+    return _is_finite(mask, _DEEPEST)
+
+
+def _is_finite(value: ir.Value | None, depth: int) -> bool:
+    tensor = constant(value)
+    if tensor is not None:
+        return tensor.nbytes <= _LARGEST and bool(np.isfinite(tensor.numpy()).all())
+    node = value.producer() if value is not None else None
+    if node is None or not depth or node.op_type not in (*_KEEP_NUMBERS, "Where", "Add"):
+        return False
+    return all(_is_finite(node.inputs[place], depth - 1) for place in _numbers_of(node))
+
+
 def _finite(op: Builder, value: ir.Value, depth: int) -> ir.Value:
     node, dtype = value.producer(), value.dtype
     if dtype not in FINITE or not depth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,7 +133,16 @@ class Module:
 
     def clone(self) -> Module:
         """A copy of the structure; weights are shared, since they are never changed in place."""
-        return Module(self.model.clone(), self.path)
+        made = Module(self.model.clone(), self.path)
+        for graph in made.graphs():
+            values = list(graph.inputs)
+            if not isinstance(graph, ir.Function):
+                values.extend(graph.initializers.values())
+            for node in graph:
+                values.extend(node.outputs)
+            for value in values:
+                value.type = copy.deepcopy(value.type)  # which `value.dtype = ...` would change
+        return made
 
     def get(self, analysis: Callable[[Module], T]) -> T:
         """The result of an analysis, kept until a pass that does not preserve it changes things."""

@@ -251,7 +251,9 @@ def first_line(error: BaseException) -> str:
 def _source_line(program: Any, error: Exception) -> str | None:
     """The line that made the node of an ExportedProgram that could not be translated."""
     found = re.search(r"translating node %(\w+)", str(error.__cause__ or error))
-    for node in program.graph.nodes if found else ():
+    if found is None:
+        return None
+    for node in program.graph.nodes:
         if node.name in found[1]:
             lines = re.findall(r'File "(.+)", line (\d+)', node.meta.get("stack_trace") or "")
             return ":".join(lines[-1]) if lines else None

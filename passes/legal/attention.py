@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from aigcc.ir.weights import read, scalar
 from aigcc.passes.legal.activations import number
+from aigcc.passes.masks import FINITE, is_finite
 from aigcc.passes.sizes import size_of
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Replacement, Rule
@@ -145,9 +145,8 @@ class Decompose(Rule):
         if cap:
             inner = op.Tanh(op.Div(scores, number(cap, scores)))
             scores = op.Mul(inner, number(cap, scores))
-        if old.is_causal:
-            scores = op.Add(scores, _triangle(op, old, q, k))
-        shares = _softmax(op, old, scores)
+        reach = _reach(op, old, q, k) if old.is_causal else None
+        shares = _softmax(op, old, scores, reach)
         y = op.MatMul(shares, _repeated(op, old, v))
         return [old.join(op, y), k, v][: len(old.node.outputs)]
 
@@ -176,15 +175,10 @@ def _scores(op: Builder, old: _Attention, q: ir.Value, k: ir.Value) -> ir.Value:
     return value
 
 
-def _lowest(value: ir.Value) -> np.ndarray:
-    return number(-1e38 if value.dtype != ir.DataType.FLOAT16 else -6e4, value)
-
-
-def _triangle(op: Builder, old: _Attention, q: ir.Value, k: ir.Value) -> ir.Value:
-    """What is added to the scores so that query i attends keys up to i + past."""
+def _reach(op: Builder, old: _Attention, q: ir.Value, k: ir.Value) -> ir.Value | np.ndarray:
+    """Which keys [queries, keys] each query reaches: query i those up to i + past."""
     assert q.shape is not None and k.shape is not None
     queries, keys = q.shape[2], k.shape[2]
-    zero, lowest = number(0.0, q), _lowest(q)
     if isinstance(queries, int) and isinstance(keys, int) and queries * keys <= _LARGEST_TRIANGLE:
         past = 0
         if old.past_k is not None:
@@ -192,14 +186,20 @@ def _triangle(op: Builder, old: _Attention, q: ir.Value, k: ir.Value) -> ir.Valu
             if not isinstance(length, int):
                 raise NoMatch("the length of the past is not known")
             past = length
-        constant = np.where(np.tri(queries, keys, past, dtype=bool), zero, lowest)
-        fixed: ir.Value = op.constant(constant, "causal")
-        return fixed
+        return np.tri(queries, keys, past, dtype=bool)
     rows, columns = (_indices(op, value) for value in (q, k))
     if old.past_k is not None:
         rows = op.Add(rows, size_of(op, old.past_k, 2))
-    value: ir.Value = op.Where(op.LessOrEqual(columns, op.Unsqueeze(rows, [1])), zero, lowest)
+    value: ir.Value = op.LessOrEqual(columns, op.Unsqueeze(rows, [1]))
     return value
+
+
+def _triangle(op: Builder, reach: ir.Value | np.ndarray, like: ir.Value, *, low: float) -> Any:
+    """What is added to the scores to hide keys out of reach."""
+    numbers = number(0.0, like), number(low, like)
+    if isinstance(reach, np.ndarray):
+        return op.constant(np.where(reach, *numbers), "causal")
+    return op.Where(reach, *numbers)
 
 
 def _indices(op: Builder, value: ir.Value) -> ir.Value:
@@ -209,38 +209,37 @@ def _indices(op: Builder, value: ir.Value) -> ir.Value:
     return indices
 
 
-def _softmax(op: Builder, old: _Attention, scores: ir.Value) -> ir.Value:
+def _softmax(
+    op: Builder, old: _Attention, scores: ir.Value, reach: ir.Value | np.ndarray | None
+) -> ir.Value:
     """Softmax of masked scores, where a row that is masked whole attends nothing."""
-    mask = old.mask
-    boolean = mask is not None and mask.dtype == ir.DataType.BOOL
-    if boolean:
-        scores = op.Where(mask, scores, _lowest(scores))
-    elif mask is not None:
+    mask, low = old.mask, FINITE.get(scores.dtype or ir.DataType.FLOAT, -1e38)
+    if mask is not None and mask.dtype == ir.DataType.BOOL:
+        mask = mask if reach is None else op.And(mask, reach)
+        shares = _shares(op, old, op.Where(mask, scores, number(low, scores)))
+        value: ir.Value = op.Where(mask, shares, number(0.0, shares))
+        return value
+    finite = mask is None or is_finite(mask)
+    if mask is not None:
         scores = op.Add(scores, mask)
-    wide = old.node.attributes.get_int("softmax_precision", 0)
-    dtype = scores.dtype
-    if wide and dtype is not None and wide != dtype:
-        shares = op.Cast(op.Softmax(op.Cast(scores, to=wide), axis=-1), to=int(dtype))
-    else:
-        shares = op.Softmax(scores, axis=-1)
-    if boolean:
-        shares = op.Where(mask, shares, number(0.0, shares))
-    elif mask is not None and not _is_finite(mask):
-        shares = op.Where(op.IsNaN(shares), number(0.0, shares), shares)
-    value: ir.Value = shares
+    if reach is not None:
+        low = low if finite else -math.inf
+        scores = op.Add(scores, _triangle(op, reach, scores, low=low))
+    shares = _shares(op, old, scores)
+    if finite:
+        return shares
+    guarded: ir.Value = op.Where(op.IsNaN(shares), number(0.0, shares), shares)
+    return guarded
+
+
+def _shares(op: Builder, old: _Attention, scores: ir.Value) -> ir.Value:
+    """Softmax, in the type that it is to run in."""
+    wide, dtype = old.node.attributes.get_int("softmax_precision", 0), scores.dtype
+    if not wide or dtype is None or wide == dtype:
+        plain: ir.Value = op.Softmax(scores, axis=-1)
+        return plain
+    value: ir.Value = op.Cast(op.Softmax(op.Cast(scores, to=wide), axis=-1), to=int(dtype))
     return value
-
-
-def _is_finite(mask: ir.Value) -> bool:
-    """Whether no element of an added mask can be -inf."""
-    array = read(mask)
-    if array is not None:
-        return bool(np.isfinite(array).all())
-    node = mask.producer()
-    if node is None or node.op_type != "Where":
-        return False
-    numbers = [scalar(value) for value in node.inputs[1:]]
-    return all(n is not None and math.isfinite(n) for n in numbers)
 
 
 @dataclasses.dataclass

@@ -28,7 +28,13 @@ from aigcc.targets.jetson.program import (
     Signature,
 )
 from aigcc.targets.jetson.toolchain import INSTALL as INSTALL_LINKER
-from aigcc.targets.jetson.toolchain import PREPARE, cross_linker, find_runner
+from aigcc.targets.jetson.toolchain import (
+    INSTALL_NATIVE,
+    PREPARE,
+    cross_linker,
+    find_runner,
+    native_linker,
+)
 from aigcc.targets.limits import check_limits
 
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1"
@@ -76,8 +82,8 @@ class Jetson(Target):
             Requirement(
                 "linker",
                 linker is not None,
-                " ".join(linker) if linker else "none for aarch64",
-                "" if linker else INSTALL_LINKER,
+                " ".join(linker) if linker else f"none for the board {self.board!r}",
+                "" if linker else self._link_hint(),
             ),
             Requirement(
                 "qemu",
@@ -103,7 +109,9 @@ class Jetson(Target):
             raise TargetError("Apache TVM is not installed", hint=INSTALL)
         linker = self._linker()
         if linker is None:
-            raise TargetError("there is no linker for aarch64 here", hint=INSTALL_LINKER)
+            raise TargetError(
+                f"there is no linker here for the board {self.board!r}", hint=self._link_hint()
+            )
         target = self._tvm_target()
         sizes = self._sizes(module, ctx)
         if sizes:
@@ -156,7 +164,10 @@ class Jetson(Target):
         return EXAMPLE
 
     def _linker(self) -> list[str] | None:
-        return ["c++"] if self.board == _HOST else cross_linker()
+        return native_linker() if self.board == _HOST else cross_linker()
+
+    def _link_hint(self) -> str:
+        return INSTALL_NATIVE if self.board == _HOST else INSTALL_LINKER
 
     def _board(self) -> dict[str, Any]:
         boards: Mapping[str, dict[str, Any]] = self.can.facts["boards"]

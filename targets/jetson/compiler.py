@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -13,6 +14,7 @@ from aigcc.errors import TargetError
 Progress = Callable[[str, float], None]
 
 _SMALL = 64
+_OPERATOR = re.compile(r'ir\.Op\(.*?name="([\w.]+)".*?support_level=\d+\)')
 
 
 def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]
     Args:
         request: `onnx`, `library` and `parameters` are paths, the latter two to write; `target` is
             a target of TVM, or None for this machine; `half` asks for float16 products; `link` is
-            the command that links, or None for the compiler of this machine.
+            the command that links.
         progress: Told what the compiler is at.
 
     Returns:
@@ -34,7 +36,6 @@ def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]
     progress("loading TVM", 0.0)
     import onnx
     import tvm
-    from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
 
     progress("importing the model", 0.1)
@@ -44,17 +45,10 @@ def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]
         program = from_onnx(model, keep_params_in_input=True)
     except Exception as error:
         raise _refusal(error) from error
-    if request["half"]:
-        program = relax.transform.ToMixedPrecision(out_dtype="float32")(program)
-    progress("preparing the parameters", 0.2)
-    program, parameters = _settle_parameters(program)
-    target = tvm.target.Target(request["target"] or _this_machine())
-    with target:
-        if not request["half"]:  # the approximations are made for float32
-            program = relax.transform.FastMathTransform()(program)
-        program = relax.get_pipeline("zero")(program)
-        progress("generating code", 0.4)
-        executable = tvm.compile(program, target=target)
+    try:
+        program, executable, parameters = _compile(program, request, progress)
+    except Exception as error:
+        raise TargetError(f"TVM cannot compile the model: {_message(error)}") from error
     progress("linking", 0.8)
     executable.export_library(request["library"], fcompile=_linker(request["link"]))
     tvm.runtime.save_param_dict_to_file(
@@ -69,17 +63,41 @@ def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]
     }
 
 
+def _compile(
+    program: Any, request: dict[str, Any], progress: Progress
+) -> tuple[Any, Any, list[Any]]:
+    """The program as kernels, its machine code, and the parameters that it takes."""
+    import tvm
+    from tvm import relax
+
+    if request["half"]:
+        program = relax.transform.ToMixedPrecision(out_dtype="float32")(program)
+    progress("preparing the parameters", 0.2)
+    program, parameters = _settle_parameters(program)
+    target = tvm.target.Target(request["target"] or _this_machine())
+    with target:
+        if not request["half"]:  # the approximations are made for float32
+            program = relax.transform.FastMathTransform()(program)
+        program = relax.get_pipeline("zero")(program)
+        progress("generating code", 0.4)
+        return program, tvm.compile(program, target=target), parameters
+
+
 def _inline_small_weights(graph: Any) -> None:
     """Make small initializers Constant nodes: shapes among them must be known when importing."""
     import onnx
 
-    small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= _SMALL]
-    large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > _SMALL]
-    nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in small]
+    inputs = {value.name for value in graph.input}
+    nodes, kept = [], []
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) > _SMALL or tensor.name in inputs:
+            kept.append(tensor)
+        else:
+            nodes.append(onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
     nodes.extend(graph.node)
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(large)
+    graph.initializer.extend(kept)
 
 
 def _settle_parameters(program: Any) -> tuple[Any, list[Any]]:
@@ -107,9 +125,9 @@ def _this_machine() -> dict[str, Any]:
     return {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
 
 
-def _linker(command: Sequence[str] | None) -> Any:
+def _linker(command: Sequence[str]) -> Any:
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None) -> None:
-        line = [*(command or ["c++"]), "-shared", "-fPIC", "-s", "-o", output, *objects]
+        line = [*command, "-shared", "-fPIC", "-s", "-o", output, *objects]
         done = subprocess.run(
             [*line, *(options or [])], capture_output=True, text=True, check=False
         )
@@ -122,13 +140,18 @@ def _linker(command: Sequence[str] | None) -> Any:
 
 
 def _refusal(error: Exception) -> TargetError:
-    message = str(error).strip().splitlines() or [type(error).__name__]
     node = _node_of(error.__traceback__)
     return TargetError(
-        f"TVM cannot import the model: {message[0]}",
+        f"TVM cannot import the model: {_message(error)}",
         at=f"node {node.name or node.output[0]} ({node.op_type})" if node is not None else "",
         hint="let the pipeline end with legalize, or change this node",
     )
+
+
+def _message(error: Exception) -> str:
+    """The first line, with operators called by their names instead of spelled out."""
+    lines = str(error).strip().splitlines()
+    return _OPERATOR.sub(r"\1", lines[0]) if lines else type(error).__name__
 
 
 def _node_of(trace: TracebackType | None) -> Any:

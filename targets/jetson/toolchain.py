@@ -11,6 +11,7 @@ from pathlib import Path
 GCC = "aarch64-linux-gnu-g++"
 QEMU = "qemu-aarch64-static"
 INSTALL = "apt-get install g++-aarch64-linux-gnu, or pip install ziglang"
+INSTALL_NATIVE = "apt-get install g++"
 PREPARE = "python -m aigcc.targets.jetson.emulator"
 INSTALL_QEMU = "apt-get install g++-aarch64-linux-gnu qemu-user-static"
 
@@ -25,6 +26,11 @@ def cross_linker() -> list[str] | None:
     if importlib.util.find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang", "cc", "-target", _ZIG_TARGET]
     return None
+
+
+def native_linker() -> list[str] | None:
+    """The command that links for this machine, or None."""
+    return ["c++"] if shutil.which("c++") else None
 
 
 def runtime_folder() -> Path:
