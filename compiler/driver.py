@@ -199,8 +199,9 @@ def build(
         progress(f"lowering for {target.name}", 0.0)
         lowered = target.lower(module, staging, ctx)
         (staging / "example.py").write_text(target.example(module, lowered.entry), "utf-8")
-        session = target.session(staging, lowered.entry) if verify == "numeric" else None
-        quality = None
+        quality = session = None
+        if verify == "numeric":
+            session = target.session(staging, lowered.entry, threads)
         if session is not None:
             progress("comparing with the original", 0.0)
             quality = measure(original, session, feeds, threads)

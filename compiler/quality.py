@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aigcc.analysis.metrics import OutputError, compare_outputs
-from aigcc.errors import TargetError
+from aigcc.errors import CompileError, TargetError
 from aigcc.ir.module import Module
 from aigcc.options import show
 from aigcc.pipeline.bisect import find_first_wrong
@@ -35,6 +35,7 @@ class Quality:
         not_finite: By output, values that are NaN or infinite in the original: no measure of them.
         count: Samples.
         seconds: Of the last run of the original.
+        failure: Why the program gave no outputs that compare for the last sample.
     """
 
     worst: dict[str, OutputError] = dataclasses.field(default_factory=dict)
@@ -42,6 +43,7 @@ class Quality:
     not_finite: Counter[str] = dataclasses.field(default_factory=Counter)
     count: int = 0
     seconds: float = 0.0
+    failure: CompileError | None = None
 
     def add(self, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """Take in the outputs for one sample."""
@@ -74,10 +76,10 @@ class Quality:
 def measure(
     original: Module, session: Session, samples: Samples, threads: int | None = None
 ) -> Quality:
-    """Run a program and its original on all samples, one at a time.
+    """Run a program and its original on all samples, one at a time, until the program fails.
 
     Raises:
-        CompileError: one of both cannot run.
+        CompileError: the original cannot run.
     """
     quality = Quality()
     reference = OrtSession(original, optimise=False, threads=threads)
@@ -85,7 +87,11 @@ def measure(
         started = time.perf_counter()
         expected = samples.run(reference, feeds)
         quality.seconds = time.perf_counter() - started
-        quality.add(expected, session.run(feeds))
+        try:
+            quality.add(expected, session.run(feeds))
+        except CompileError as error:
+            quality.failure = error
+            break
     return quality
 
 
@@ -116,18 +122,25 @@ class Suspects:
             TargetError: one is not; names the rewrite that broke it where finding it is quick.
         """
         row = quality.first_wrong(self.target.tolerance)
-        if row is None:
+        if quality.failure is not None:
+            fault, sample = f"the built program fails: {quality.failure}", quality.count
+        elif row is not None:
+            fault, sample = self._describe(row), quality.sample[row.name]
+        else:
             return
         where, hint = show(self.target, self.target.name), f"{self.command} names the rewrite"
         if self._is_quick(quality):
-            where, hint = self._find(quality.sample[row.name])
+            where, hint = self._find(sample)
+        raise TargetError(fault, at=where, hint=hint) from quality.failure
+
+    def _describe(self, row: OutputError) -> str:
         fault = (
             f"{row.broken} of {row.elements} values are NaN or infinite in one program only"
             if row.broken
             else f"its relative error is {row.relative:.2g}, more than the "
             f"{self.target.tolerance:.2g} that {self.target.name} allows here"
         )
-        raise TargetError(f"output {row.name!r} is wrong: {fault}", at=where, hint=hint)
+        return f"output {row.name!r} is wrong: {fault}"
 
     def _is_quick(self, quality: Quality) -> bool:
         steps = math.log2(sum(run.rewrites for run in self.runs) + 4)

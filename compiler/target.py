@@ -136,8 +136,14 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def session(self, folder: Path, entry: str) -> Session | None:
-        """The lowered program, ready to run here; None where this machine cannot run it."""
+    def session(self, folder: Path, entry: str, threads: int | None = None) -> Session | None:
+        """The lowered program, ready to run here; None where this machine cannot run it.
+
+        Args:
+            folder: The artifact's folder.
+            entry: The file to open.
+            threads: How many threads it may use, if it can use several; all cores by default.
+        """
 
     @abstractmethod
     def example(self, module: Module, entry: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from aigcc.errors import CompileError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
 from aigcc.ir.operators import is_deterministic
@@ -99,7 +100,7 @@ class _Folder:
 
     def _compute(self, node: ir.Node, *, large: bool) -> list[ir.TensorProtocol] | None:
         if not large:
-            return evaluate(node, self.module.opset)
+            return _evaluate(node, self.module.opset)
         lazy = LAZY.get(node.op_type)
         (output, *others) = node.outputs
         if lazy is None or others or output.dtype is None or output.shape is None:
@@ -151,12 +152,12 @@ def _result_bytes(node: ir.Node) -> float | None:
     return total
 
 
-def evaluate(node: ir.Node, opset: int) -> list[ir.TensorProtocol] | None:
+def _evaluate(node: ir.Node, opset: int) -> list[ir.TensorProtocol] | None:
     """The outputs of a node whose inputs are small constants, by ONNX Runtime.
 
     Returns None where ONNX Runtime has no kernel for it, or refuses the values.
     """
-    import onnxruntime
+    from aigcc.runtime import evaluate
 
     unique = {value: _copy(value) for value in node.inputs if value is not None}
     inputs = [None if value is None else unique[value] for value in node.inputs]
@@ -173,24 +174,12 @@ def evaluate(node: ir.Node, opset: int) -> list[ir.TensorProtocol] | None:
         opset_imports={"": opset},
         name="fold",
     )
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    data = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        results = iter(session.run(None, {}))
-    except (RuntimeError, ValueError, *_refusals()):
+        results = evaluate(ir.Model(graph, ir_version=10))
+    except CompileError:
         return None
-    return [ir.tensor(next(results) if value.name else np.empty(0)) for value in copy.outputs]
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises for a model that it cannot load or run."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (state.Fail, state.NotImplemented, state.InvalidGraph, state.InvalidArgument)
+    empty = np.empty(0, np.float32)
+    return [ir.tensor(results.get(str(value.name), empty)) for value in copy.outputs]
 
 
 def _copy(value: ir.Value) -> ir.Value:
@@ -199,7 +188,7 @@ def _copy(value: ir.Value) -> ir.Value:
     return ir.Value(
         name=value.name,
         type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         # Serialised inside the one-node model: a mapped tensor would become a file reference.
         const_value=ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name),
     )

@@ -65,7 +65,7 @@ def _lift(graph: ir.Graph, node: ir.Node, ctx: Context) -> None:
     value = ir.Value(
         name=old.name,
         type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         const_value=tensor,
         metadata_props=dict(old.metadata_props),
     )

@@ -32,7 +32,8 @@ class MergeSubexpressions(Pass):
 
     def run(self, module: Module, ctx: Context) -> None:
         """Merge in the main graph and in every function, sub-graphs included."""
-        for graph in [module.graph, *module.model.functions.values()]:
+        roots: list[GraphLike] = [module.graph, *module.model.functions.values()]
+        for graph in roots:
             _merge(graph, ChainMap(), ctx)
 
 

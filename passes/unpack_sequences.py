@@ -73,9 +73,9 @@ def _elements(builder: Builder, node: ir.Node) -> list[ir.Value] | None:
     if node.op_type == "SequenceConstruct":
         return [value for value in node.inputs if value is not None]
     x, axis = node.inputs[0], node.attributes.get_int("axis", 0)
-    if x is None or x.shape is None or not isinstance(x.shape[axis], int):
+    dim = None if x is None or x.shape is None else x.shape[axis]
+    if not isinstance(dim, int):
         return None
-    dim = int(x.shape[axis])
     squeeze = len(node.inputs) < 2 and not node.attributes.get_int("keepdims", 1)
     sizes = [1] * dim if len(node.inputs) < 2 else _sizes(node.inputs[1], dim)
     if sizes is None:

@@ -52,7 +52,7 @@ class Device(Target):
     def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
         raise NotImplementedError
 
-    def session(self, folder: Path, entry: str) -> None:
+    def session(self, folder: Path, entry: str, threads: int | None = None) -> None:
         return None
 
     def example(self, module: Module, entry: str) -> str:

@@ -13,6 +13,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from aigcc.errors import ModelError
 from aigcc.ir.shape_rules import STANDARD
 from aigcc.ir.shape_values import (
@@ -26,8 +29,6 @@ from aigcc.ir.shape_values import (
     to_dims,
 )
 from aigcc.ir.shapes import infer_node, infer_shapes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 IMPORTS = '"" : 21, "com.microsoft" : 1, "local" : 1, "my.own" : 1'
 

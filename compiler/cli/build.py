@@ -124,7 +124,8 @@ def _latency(made: Build, jobs: int | None) -> dict[str, Any] | None:
     from aigcc.targets import make_target
 
     artifact = made.artifact
-    session = make_target(artifact.manifest["target"]).session(artifact.folder, artifact.entry)
+    target = make_target(artifact.manifest["target"])
+    session = target.session(artifact.folder, artifact.entry, jobs)
     if session is None:
         return None
     feeds = next(iter(made.samples))

@@ -228,7 +228,7 @@ def _open(
         return module, OrtSession(module, optimise=optimise, threads=threads)
     artifact = Artifact.load(folder)
     target = make_target(artifact.manifest["target"])
-    session = target.session(folder, artifact.entry)
+    session = target.session(folder, artifact.entry, threads)
     if session is None:
         raise ArtifactError(
             f"an artifact for {target.name} cannot run on this machine",

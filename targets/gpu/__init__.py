@@ -133,7 +133,7 @@ class Gpu(Target):
         }
         return Lowered((ENGINE, KERNELS), ENGINE, facts)
 
-    def session(self, folder: Path, entry: str) -> None:
+    def session(self, folder: Path, entry: str, threads: int | None = None) -> None:
         """None: engines run on the device, through `example.py`."""
         return
 

@@ -148,8 +148,8 @@ class Jetson(Target):
         }
         return Lowered((LIBRARY, PARAMETERS, SIGNATURE), LIBRARY, facts)
 
-    def session(self, folder: Path, entry: str) -> Session | None:
-        """In this process for board=host; in qemu where `emulate` asks for it."""
+    def session(self, folder: Path, entry: str, threads: int | None = None) -> Session | None:
+        """In this process for board=host; in qemu where `emulate` asks for it; on one thread."""
         if self.board == _HOST:
             return NativeSession(folder)
         if not self.emulate:

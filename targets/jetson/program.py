@@ -92,7 +92,7 @@ class Signature:
                     f"compiled for {item.dtype}{list(item.shape)}",
                     hint="compile with dims=[NAME:SIZE] for other sizes",
                 )
-            arrays.append(np.ascontiguousarray(array))
+            arrays.append(np.asarray(array, order="C"))
         return arrays
 
     def name(self, results: Sequence[Array]) -> dict[str, Array]:

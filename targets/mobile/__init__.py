@@ -120,11 +120,11 @@ class Mobile(Target):
         models = sorted(path.name for path in out.iterdir() if path.name not in texts)
         return Lowered((*models, *texts), entry, facts)
 
-    def session(self, folder: Path, entry: str) -> Session:
+    def session(self, folder: Path, entry: str, threads: int | None = None) -> Session:
         """The program in ONNX Runtime on this machine's CPU."""
         from aigcc.runtime import OrtSession
 
-        return OrtSession(folder / entry)
+        return OrtSession(folder / entry, threads=threads)
 
     def example(self, module: Module, entry: str) -> str:
         """Runs the model once with numpy and ONNX Runtime; prints shapes and a time."""
