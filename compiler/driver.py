@@ -196,6 +196,7 @@ def build(
     with staged(out, overwrite=overwrite) as staging:
         runs = manager.run(module, ctx)
         _refuse_problems(target, module, pipeline)
+        ctx.maker = target.name
         progress(f"lowering for {target.name}", 0.0)
         lowered = target.lower(module, staging, ctx)
         (staging / "example.py").write_text(target.example(module, lowered.entry), "utf-8")

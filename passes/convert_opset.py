@@ -162,8 +162,10 @@ def _fitted(new: Call, node: ir.Node, current: int, version: int) -> Call:
     schema = _schema(new.op_type, version)
     if schema is None or schema.deprecated:
         raise Blocked(f"does not exist in opset {version}")
-    if len(new.inputs) > schema.max_input:
-        raise Blocked(f"has more inputs than in opset {version}")
+    if not schema.min_input <= len(new.inputs) <= schema.max_input:
+        raise Blocked(f"has another number of inputs in opset {version}")
+    if any(given is None for given in new.inputs[: schema.min_input]):
+        raise Blocked(f"leaves out an input that opset {version} needs")
     unknown = [name for name in new.attributes if name not in schema.attributes]
     before = _schema(new.op_type, current)
     for name in unknown:
@@ -188,11 +190,18 @@ def _says_nothing(new: Call, name: str, default: onnx.AttributeProto) -> bool:
 def _check_types(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
     for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for place, value in enumerate(values):
-            if value is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
-                continue
-            formal = formals[min(place, len(formals) - 1)]
-            if f"tensor({value.dtype.name.lower()})" not in formal.types:
-                raise Blocked(f"takes no {value.dtype.name.lower()} before")
+            name = _type_name(value.type) if value is not None else ""
+            if name and name not in formals[min(place, len(formals) - 1)].types:
+                raise Blocked(f"takes no {name} before")
+
+
+def _type_name(given: ir.TypeProtocol | None) -> str:
+    """A type as schemas write it, such as `seq(tensor(float))`; empty where it is not known."""
+    if isinstance(given, ir.SequenceType | ir.OptionalType):
+        kind = "seq" if isinstance(given, ir.SequenceType) else "optional"
+        inner = _type_name(given.elem_type)
+        return f"{kind}({inner})" if inner else ""
+    return f"tensor({given.dtype.name.lower()})" if isinstance(given, ir.TensorType) else ""
 
 
 @functools.cache

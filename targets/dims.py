@@ -47,8 +47,8 @@ def is_fixed(dim: int | ir.SymbolicDim) -> bool:
 
 
 def sample_sizes(module: Module, samples: Samples | None) -> dict[str, int]:
-    """The sizes of the dynamic dims in the first real sample; none from synthetic samples."""
-    if samples is None or samples.synthetic:
+    """The sizes of the dynamic dims in the first sample; none without samples."""
+    if samples is None:
         return {}
     feeds = next(iter(samples))
     sizes: dict[str, int] = {}

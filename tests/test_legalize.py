@@ -114,6 +114,17 @@ g ({dtype}[2,4,n] x, {dtype}[n] s, {dtype}[n] b, {dtype}[4] g) => (y) {{ y = {ca
     assert operator not in operators(after)
 
 
+def test_a_norm_of_zeros_is_zero() -> None:
+    module = Module.parse("""<ir_version: 11, opset_import: ["" : 23]>
+g (float[2,4] x) => (y)
+<float zero = {0.0}>
+{
+  z = Mul (x, zero)
+  y = LpNormalization (z)
+}""")
+    legalised(module, Device(lacks=frozenset({"LpNormalization"})))
+
+
 def test_celu() -> None:
     module = Module.parse("""<ir_version: 11, opset_import: ["" : 24]>
 g (float[2,4] x) => (y) { y = Celu <alpha = 0.5> (x) }""")

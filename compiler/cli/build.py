@@ -112,7 +112,7 @@ def build(
     if json:
         as_json(facts)
     else:
-        _show(facts)
+        _show(facts, numeric=verify is Verify.numeric)
 
 
 COMMANDS = (build,)
@@ -173,7 +173,7 @@ def _device_bytes(manifest: Any) -> int:
     )
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _show(facts: dict[str, Any], *, numeric: bool) -> None:
     rows = [
         _row("size", facts["bytes"]["before"], facts["bytes"]["after"], size),
         _row("nodes", facts["nodes"]["before"], facts["nodes"]["after"], str),
@@ -191,7 +191,8 @@ def _show(facts: dict[str, Any]) -> None:
     table(facts["target"], ["", ">before", ">after", ">after / before"], rows)
     line()
     if facts["quality"] is None:
-        line("quality: not measured")
+        reason = "this machine cannot run the artifact" if numeric else "as --verify asks"
+        line(f"quality: not measured, {reason}")
     else:
         _show_quality(facts["quality"])
     folder = shlex.quote(facts["artifact"])
@@ -217,6 +218,12 @@ def _show_quality(quality: dict[str, Any]) -> None:
     for o in quality["outputs"]:
         if o["not_finite"]:
             line(f"note: {o['not_finite']} values of {o['name']} are NaN or infinite in both")
+        if o["rounding"] is not None:
+            error = number(o["rounding"], ".2g")
+            line(
+                f"note: rounding alone puts {o['name']} off by {error}, so this figure says "
+                "nothing; give real inputs with --samples"
+            )
 
 
 def _row(name: str, before: float, after: float, show: Any) -> tuple[str, str, str, str]:

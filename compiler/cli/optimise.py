@@ -88,11 +88,12 @@ def opt(
     if json:
         as_json({"out": str(out), "passes": runs, "rewrites": dict(ctx.rewrites)})
         return
-    table(
-        "",
-        ["pass", ">rewrites", ">nodes before", ">nodes after", ">time"],
-        [(r.text, r.rewrites, r.nodes_before, r.nodes_after, seconds(r.seconds)) for r in runs],
-    )
+    if runs:
+        table(
+            "",
+            ["pass", ">rewrites", ">nodes before", ">nodes after", ">time"],
+            [(r.text, r.rewrites, r.nodes_before, r.nodes_after, seconds(r.seconds)) for r in runs],
+        )
     line(f"wrote {shlex.quote(str(out))}")
 
 

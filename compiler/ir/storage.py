@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, cast
 import numpy as np
 import onnx
 import onnx_ir
+from google.protobuf.message import Message
 
 from aigcc.errors import ModelError
 from aigcc.ir import wire
@@ -141,6 +142,9 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
             at=at,
             hint="pip install --upgrade onnx, or export the model with an older opset",
         )
+    damaged = _find_bytes(proto)
+    if damaged is not None:
+        raise ModelError(f"the {damaged} is not UTF-8", at=at, hint="copy or download it again")
     if proto.training_info:
         warnings.warn(f"{path}: training information is dropped", stacklevel=3)
     for graph in graph_protos(proto):
@@ -151,6 +155,21 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ModelError(f"graph {graph.name!r} has two initializers {twice!r}", at=at)
+
+
+def _find_bytes(message: Message) -> str | None:
+    """A text that protobuf could not decode, and so hands out as bytes: its field's name."""
+    for field, content in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            texts = [content] if isinstance(content, str | bytes) else content
+            if any(isinstance(text, bytes) for text in texts):
+                return f"{field.name} of a {message.DESCRIPTOR.name}"
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in [content] if isinstance(content, Message) else content:
+                found = _find_bytes(inner)
+                if found is not None:
+                    return found
+    return None
 
 
 def _deserialize(

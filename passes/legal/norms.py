@@ -152,7 +152,7 @@ class BatchScaledGroupNorm(Rule):
 
 
 class LpNorm(Rule):
-    """LpNormalization(x) -> x / ReduceL2(x), or ReduceL1"""
+    """LpNormalization(x) -> x / Max(ReduceL2(x), tiny), or ReduceL1; zeros stay zeros"""
 
     name = "lp-norm"
 
@@ -160,9 +160,11 @@ class LpNorm(Rule):
         return op.LpNormalization(x)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
-        attributes = match.root.attributes
+        attributes, x = match.root.attributes, match.x
         name = f"ReduceL{attributes.get_int('p', 2)}"
         axes = [attributes.get_int("axis", -1)]
-        given = ([match.x, axes], {}) if op.opset >= 18 else ([match.x], {"axes": axes})
-        value: ir.Value = op.Div(match.x, op.node(name, *given))
+        given = ([x, axes], {}) if op.opset >= 18 else ([x], {"axes": axes})
+        dtype = number(0.0, x).dtype
+        tiny = np.array(np.finfo(dtype).tiny, dtype)
+        value: ir.Value = op.Div(x, op.Max(op.node(name, *given), tiny))
         return value

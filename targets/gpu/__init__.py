@@ -124,6 +124,8 @@ class Gpu(Target):
         table = [dataclasses.asdict(kernel) for kernel in kernels]
         (out / KERNELS).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
         self._remark(kernels, ctx)
+        if not kernels:
+            ctx.note(None, "the builder listed no kernels, so no precision was read back")
         for warning in result["warnings"]:
             ctx.note(None, f"TensorRT-RTX warns: {warning}")
         facts = {

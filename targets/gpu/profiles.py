@@ -62,7 +62,7 @@ def make_profiles(module: Module, ranges: Mapping[str, Range], ctx: Context) -> 
             hint = did_you_mean(name, names) if names else "all of the model's shapes are fixed"
             raise TargetError(f"the model has no dynamic dim {name!r}", hint=hint)
     chosen = dict(ranges)
-    seen = sample_sizes(module, ctx.samples)
+    seen = {} if ctx.samples is None or ctx.samples.synthetic else sample_sizes(module, ctx.samples)
     for name, place in names.items():
         if name not in chosen:
             chosen[name] = _assume(name, place, seen.get(name), ctx)

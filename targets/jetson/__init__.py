@@ -190,9 +190,9 @@ class Jetson(Target):
         }
 
     def _sizes(self, module: Module, ctx: Context) -> dict[str, int]:
-        """A size for every dynamic dim: from `dims`, else from real samples."""
+        """A size for every dynamic dim: from `dims`, else from the samples, which a remark says."""
         places = dynamic_dims(module)
-        sizes = sample_sizes(module, ctx.samples)
+        sizes: dict[str, int] = {}
         for text in self.dims:
             name, _, size = text.rpartition(":")
             if not size.isdecimal() or not int(size):
@@ -201,6 +201,14 @@ class Jetson(Target):
                 known = did_you_mean(name, places) if places else "all shapes are fixed"
                 raise TargetError(f"the model has no dynamic dim {name!r}", hint=known)
             sizes[name] = int(size)
+        for name, size in sample_sizes(module, ctx.samples).items():
+            if name not in sizes:
+                sizes[name] = size
+                ctx.note(
+                    None,
+                    f"the dim {name!r} is fixed at {size}, its size in the samples; "
+                    f"dims=[{name}:SIZE] gives it another",
+                )
         missing = [name for name in places if name not in sizes]
         if missing:
             raise TargetError(
