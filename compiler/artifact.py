@@ -262,13 +262,16 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _exchange(out: Path, scratch: Path) -> None:
-    """Move the entries of `out` to `scratch/old`, and those of `scratch/new` to `out`, or none.
+    """Move the old artifact to `scratch/old`, and what is in `scratch/new` to `out`, or nothing.
 
-    The folder itself stays: it may be a mount point, a link, or where the user's shell is.
+    What else is in the folder stays, and so does the folder itself: it may be a mount point, a
+    link, or where the user's shell is.
     """
+    new = list((scratch / "new").iterdir())
+    own = {*_own_names(out), *(path.name for path in new)}
     (scratch / "old").mkdir()
-    moves = [(path, scratch / "old" / path.name) for path in out.iterdir() if path != scratch]
-    moves += [(path, out / path.name) for path in (scratch / "new").iterdir()]
+    moves = [(path, scratch / "old" / path.name) for path in out.iterdir() if path.name in own]
+    moves += [(path, out / path.name) for path in new]
     undo: list[Callable[[], object]] = []
     try:
         for path, place in moves:
@@ -279,3 +282,12 @@ def _exchange(out: Path, scratch: Path) -> None:
             with contextlib.suppress(FileNotFoundError):
                 step()
         raise
+
+
+def _own_names(folder: Path) -> set[str]:
+    """What an artifact consists of: the first parts of the paths of its files."""
+    try:
+        files = Artifact.load(folder, check=False).manifest["files"]
+    except ArtifactError:
+        files = {}
+    return {MANIFEST, *(Path(name).parts[0] for name in files if Path(name).parts)}

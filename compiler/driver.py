@@ -9,7 +9,7 @@ import platform
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from aigcc.artifact import (
     MANIFEST,
@@ -20,7 +20,7 @@ from aigcc.artifact import (
     staged,
     write_manifest,
 )
-from aigcc.errors import ModelError, TargetError, VerifyError
+from aigcc.errors import CompileError, ModelError, TargetError, VerifyError
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.ir.verify import verify as verify_module
@@ -29,9 +29,10 @@ from aigcc.pipeline.context import Context, Remark
 from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
 from aigcc.pipeline.text import format, parse
 from aigcc.quality import Suspects, measure
+from aigcc.runtime import OrtSession
 from aigcc.samples import Samples, load_samples
 from aigcc.synthetic import vocabulary
-from aigcc.target import Target
+from aigcc.target import Session, Target
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +181,8 @@ def build(
     Raises:
         CompileError: with what, where and what to do. Nothing is left at `out` then.
     """
+    if verify not in get_args(Verify):
+        raise CompileError(f"verify cannot be {verify!r}", hint=f"one of {get_args(Verify)}")
     if isinstance(target, str):
         from aigcc.targets import make_target
 
@@ -203,9 +206,12 @@ def build(
         quality = session = None
         if verify == "numeric":
             session = target.session(staging, lowered.entry, threads)
+            is_lowered = session is not None
+            session = session or _before_lowering(module, ctx)
         if session is not None:
             progress("comparing with the original", 0.0)
             quality = measure(original, session, feeds, threads)
+            quality.is_lowered = is_lowered
             command = _bisect_command(source, pipeline, target, samples, roots)
             Suspects(original, pipeline, runs, target, feeds, command).refuse(quality)
         rows = {value.name: vocabulary(value) for value in original.inputs}
@@ -255,6 +261,15 @@ def _refuse_problems(target: Target, module: Module, pipeline: Sequence[Pass]) -
         at="\n      ".join(shown),
         hint="; ".join(hints[:3]) or "put other operators in the place of these",
     )
+
+
+def _before_lowering(module: Module, ctx: Context) -> Session | None:
+    """The module that was lowered, in ONNX Runtime: the best that can be run here of a program."""
+    try:
+        return OrtSession(module, optimise=False, threads=ctx.threads)
+    except CompileError as error:
+        ctx.note(None, f"the outputs cannot be compared on this machine: {error.what}")
+        return None
 
 
 def _bisect_command(

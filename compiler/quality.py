@@ -37,6 +37,7 @@ class Quality:
         count: Samples.
         seconds: Of the last run of the original.
         failure: Why the program gave no outputs that compare for the last sample.
+        is_lowered: Whether the program itself ran, and not the module that was lowered to it.
         rounding: By output that a program with other roundings than the original's gets as wrong:
             the relative error of such a one.
     """
@@ -47,6 +48,7 @@ class Quality:
     count: int = 0
     seconds: float = 0.0
     failure: CompileError | None = None
+    is_lowered: bool = True
     rounding: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -69,6 +71,7 @@ class Quality:
             "samples": samples.source,
             "synthetic": samples.synthetic,
             "count": self.count,
+            "is_lowered": self.is_lowered,
             "outputs": [
                 {
                     **dataclasses.asdict(row),

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from aigcc.analysis.positions import same_dim
 from aigcc.ir.weights import constant, derive, scalar
 from aigcc.pipeline.rules import Builder
 
@@ -24,6 +25,14 @@ def finite_mask(op: Builder, mask: ir.Value) -> ir.Value:
     which attends nothing with -inf, and everything alike with any other number.
     """
     return _finite(op, mask, _DEEPEST)
+
+
+def covers(mask: ir.Value, queries: int | ir.SymbolicDim, keys: int | ir.SymbolicDim) -> bool:
+    """Whether a mask provably has an element for each query and key."""
+    shape = mask.shape
+    if shape is None or len(shape) < 2:
+        return False
+    return same_dim(shape[-2], queries) and same_dim(shape[-1], keys)
 
 
 def is_finite(mask: ir.Value) -> bool:

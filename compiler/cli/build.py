@@ -201,8 +201,9 @@ def _show(facts: dict[str, Any], *, numeric: bool) -> None:
 
 def _show_quality(quality: dict[str, Any]) -> None:
     kind = "synthetic samples" if quality["synthetic"] else "samples"
+    what = "quality" if quality["is_lowered"] else "quality before lowering"
     table(
-        f"quality against the original, worst of {quality['count']} {kind}",
+        f"{what} against the original, worst of {quality['count']} {kind}",
         ["output", ">SQNR dB", ">cosine", ">max |a-b|", ">relative"],
         [
             (
@@ -215,6 +216,8 @@ def _show_quality(quality: dict[str, Any]) -> None:
             for o in quality["outputs"]
         ],
     )
+    if not quality["is_lowered"]:
+        line("note: this machine cannot run the program, so the module that it was made of ran")
     for o in quality["outputs"]:
         if o["not_finite"]:
             line(f"note: {o['not_finite']} values of {o['name']} are NaN or infinite in both")

@@ -137,8 +137,10 @@ def seconds(duration: float) -> str:
     return f"{duration:.2f} s" if duration >= 1 else f"{duration * 1e3:.2f} ms"
 
 
-def number(value: float | str, form: str = ".4g") -> str:
+def number(value: float | str | None, form: str = ".4g") -> str:
     """A number for people; "inf" and its like come out of JSON as text."""
+    if value is None:
+        return ""
     return value if isinstance(value, str) else f"{value:{form}}"
 
 

@@ -193,16 +193,23 @@ def explain(
     rewrites = sorted(manifest["rewrites"].items(), key=lambda item: (-item[1], item[0]))
     table("\nrewrites", ["by", ">count"], rewrites)
     if manifest["remarks"]:
-        table(
-            "\nremarks",
-            ["", "by", "node", "message"],
-            [(r["kind"], r["maker"], r["node"], r["message"]) for r in manifest["remarks"]],
-        )
+        table("\nremarks", ["", "by", "node", "message"], _group(manifest["remarks"]))
     if manifest["facts"]:
         rows = [(name, _fact(value)) for name, value in manifest["facts"].items()]
         table("\nread back from the artifact", ["fact", "value"], rows)
     files = [(name, size(facts["bytes"])) for name, facts in manifest["files"].items()]
     table("\nfiles", ["name", ">size"], files)
+
+
+def _group(remarks: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """A row for each remark; those that differ in their node only share one."""
+    nodes: dict[tuple[str, str, str], list[str]] = {}
+    for r in remarks:
+        nodes.setdefault((r["kind"], r["maker"], r["message"]), []).append(r["node"])
+    return [
+        (kind, maker, names[0] + (f" and {len(names) - 1} more" if names[1:] else ""), message)
+        for (kind, maker, message), names in nodes.items()
+    ]
 
 
 def _quality(quality: Mapping[str, Any] | None) -> str:

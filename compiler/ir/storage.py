@@ -10,7 +10,6 @@ from typing import Any, TypeGuard, cast
 import numpy as np
 import onnx
 import onnx_ir
-from google.protobuf.message import Message
 
 from aigcc.errors import ModelError
 from aigcc.ir import wire
@@ -157,7 +156,7 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
             raise ModelError(f"graph {graph.name!r} has two initializers {twice!r}", at=at)
 
 
-def _find_bytes(message: Message) -> str | None:
+def _find_bytes(message: Any) -> str | None:
     """A text that protobuf could not decode, and so hands out as bytes: its field's name."""
     for field, content in message.ListFields():
         if field.type == field.TYPE_STRING:
@@ -165,7 +164,7 @@ def _find_bytes(message: Message) -> str | None:
             if any(isinstance(text, bytes) for text in texts):
                 return f"{field.name} of a {message.DESCRIPTOR.name}"
         elif field.type == field.TYPE_MESSAGE:
-            for inner in [content] if isinstance(content, Message) else content:
+            for inner in [content] if hasattr(content, "ListFields") else content:
                 found = _find_bytes(inner)
                 if found is not None:
                     return found

@@ -201,12 +201,12 @@ class Jetson(Target):
                 known = did_you_mean(name, places) if places else "all shapes are fixed"
                 raise TargetError(f"the model has no dynamic dim {name!r}", hint=known)
             sizes[name] = int(size)
-        for name, size in sample_sizes(module, ctx.samples).items():
+        for name, seen in sample_sizes(module, ctx.samples).items():
             if name not in sizes:
-                sizes[name] = size
+                sizes[name] = seen
                 ctx.note(
                     None,
-                    f"the dim {name!r} is fixed at {size}, its size in the samples; "
+                    f"the dim {name!r} is fixed at {seen}, its size in the samples; "
                     f"dims=[{name}:SIZE] gives it another",
                 )
         missing = [name for name in places if name not in sizes]
