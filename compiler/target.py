@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.resources
+import sys
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from aigcc.ir.module import Module
 from aigcc.pipeline.context import Context
 
 Feeds = Mapping[str, np.ndarray]
+
+_TABLE = "capabilities.toml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Capabilities:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, package: str, file: str = "capabilities.toml") -> Capabilities:
+    def load(cls, package: str, file: str = _TABLE) -> Capabilities:
         """The table `file` of a target's package."""
         table = tomllib.loads(importlib.resources.files(package).joinpath(file).read_text("utf-8"))
         low, high = table.pop("opset")
@@ -112,8 +115,9 @@ class Target(ABC):
 
     @property
     def can(self) -> Capabilities:
-        """The capability table."""
-        return _load_capabilities(type(self).__module__)
+        """The capability table: of the class's own package, or of the class it derives from."""
+        modules = [cls.__module__ for cls in type(self).__mro__]
+        return _load_capabilities(next(m for m in modules if _has_table(m)))
 
     @abstractmethod
     def pipeline(self) -> str:
@@ -148,6 +152,11 @@ class Target(ABC):
     @abstractmethod
     def example(self, module: Module, entry: str) -> str:
         """A Python program that runs the artifact from its own folder."""
+
+
+def _has_table(module: str) -> bool:
+    folders: list[str] = getattr(sys.modules[module], "__path__", [])
+    return any((Path(folder) / _TABLE).is_file() for folder in folders)
 
 
 @functools.cache
