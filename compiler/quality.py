@@ -136,7 +136,7 @@ class Suspects:
             fault = f"the built program fails: {quality.failure}"
         for row in quality.wrong(self.target.tolerance):
             rounding = self._rounding(row.name, quality.sample[row.name])
-            if rounding > self.target.tolerance and row.relative <= _ROUNDINGS * rounding:
+            if self.target.tolerance < rounding >= row.relative / _ROUNDINGS and not row.broken:
                 quality.rounding[row.name] = rounding
             elif not fault:
                 fault, sample = self._describe(row), quality.sample[row.name]

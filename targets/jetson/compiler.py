@@ -114,9 +114,18 @@ def _settle_parameters(program: Any) -> tuple[Any, list[Any]]:
         return program, []
     program = relax.transform.LiftTransformParams()(program)
     step = "main_transform_params"
-    prepare = tvm.compile(relax.transform.DeadCodeElimination([step])(program), target="llvm")
+    prepare = tvm.compile(_only(program, step, "main"), target=tvm.target.Target(_this_machine()))
     made = relax.VirtualMachine(prepare, tvm.cpu())[step](given)
-    return relax.transform.DeadCodeElimination(["main"])(program), list(made)
+    return _only(program, "main", step), list(made)
+
+
+def _only(program: Any, kept: str, other: str) -> Any:
+    """One of the two functions of a program, with what it calls."""
+    import tvm
+    from tvm import relax
+
+    functions = {name: f for name, f in program.functions.items() if name.name_hint != other}
+    return relax.transform.DeadCodeElimination([kept])(tvm.IRModule(functions))
 
 
 def _this_machine() -> dict[str, Any]:
