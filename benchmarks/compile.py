@@ -28,6 +28,7 @@ from aigcc.driver import load
 from aigcc.errors import CompileError
 from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
+from aigcc.targets import make_target
 
 HERE = Path(__file__).parent
 CACHE = Path(".cache")
@@ -94,7 +95,17 @@ def _compile(name: str, model: Path, peers: str, rounds: int, only: str) -> list
     aigcc = [sys.executable, "-m", "aigcc"]
     commands = {
         "aigcc opt": [*aigcc, "opt", model, "-p", "canonicalize,fuse", "-o", "{out}"],
-        "aigcc mobile": [*aigcc, "opt", model, "-p", MOBILE, "-t", "mobile", "-o", "{out}"],
+        "aigcc mobile": [
+            *aigcc,
+            "opt",
+            model,
+            "-p",
+            make_target("mobile").pipeline(),
+            "-t",
+            "mobile",
+            "-o",
+            "{out}",
+        ],
         "onnxslim": [peers, HERE / "peers" / "run_onnxslim.py", model, "{out}"],
         "onnxsim": [peers, HERE / "peers" / "run_onnxsim.py", model, "{out}"],
         "onnxscript": [peers, HERE / "peers" / "run_onnxscript.py", model, "{out}"],
@@ -168,8 +179,6 @@ def _print(name: str, model: Path, rows: list[Row]) -> None:
             f"| {row.error:.1e} |"
         )
 
-
-MOBILE = "canonicalize,fuse,legalize,canonicalize"
 
 if __name__ == "__main__":
     main()

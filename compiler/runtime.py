@@ -109,14 +109,14 @@ class OrtSession:
     def _to_ort(self, name: str, array: Array) -> Any:
         kind = self._inputs.get(name, "")
         if not _is_raw(kind):
-            return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
         dtype = ir.DataType[kind.removeprefix("tensor(").removesuffix(")").upper()]
         if array.dtype != dtype.numpy():
             raise CompileError(
                 f"input {name!r} takes {dtype.numpy()}, not {array.dtype}", at=self._where
             )
         value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), int(dtype))
-        data = ir.Tensor(np.ascontiguousarray(array), dtype=dtype).tobytes()
+        data = ir.Tensor(np.asarray(array, order="C"), dtype=dtype).tobytes()
         ctypes.memmove(value.data_ptr(), data, len(data))
         return value
 
