@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from aigcc.ir.module import Module
@@ -25,8 +24,7 @@ from aigcc.ir.shapes import infer_shapes
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse
-from aigcc.runtime import OrtSession
-from aigcc.synthetic import synthetic_feeds
+from aigcc.testing import assert_same_outputs
 
 FOLDER = Path(__file__).parent / "passes"
 SEPARATOR = "# -----\n"
@@ -86,18 +84,6 @@ def check_remarks(case: Case, ctx: Context) -> None:
             assert any(wanted in str(remark) for remark in ctx.remarks), list(map(str, ctx.remarks))
 
 
-def check_outputs(before: Module, after: Module, tolerance: float) -> None:
-    sessions = [OrtSession(module, optimise=False) for module in (before, after)]
-    for feeds in synthetic_feeds(before, count=2):
-        old, new = (session.run(feeds) for session in sessions)
-        assert list(old) == list(new)
-        for name, array in old.items():
-            largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
-            np.testing.assert_allclose(
-                new[name], array, tolerance, tolerance * largest, err_msg=name
-            )
-
-
 CASES = [case for path in sorted(FOLDER.glob("*.onnxtxt")) for case in read_cases(path)]
 
 
@@ -114,7 +100,7 @@ def test_golden(case: Case, request: pytest.FixtureRequest) -> None:
     check_remarks(case, ctx)
     tolerance = (case.options("TOL") or ["1e-5"])[-1]
     if tolerance != "none":
-        check_outputs(before, again, float(tolerance))
+        assert_same_outputs(before, again, tolerance=float(tolerance))
 
     text = bodies(module)
     if request.config.getoption("--bless"):
