@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from aigcc.analysis.positions import same_dim
 from aigcc.ir.weights import constant, derive, read
 from aigcc.pipeline.pattern import NoMatch
 from aigcc.pipeline.rules import Builder
@@ -40,9 +41,7 @@ def size(value: ir.Value, axis: int) -> int | None:
 def same_dims(a: Iterable[Dim], b: Iterable[Dim]) -> bool:
     """Whether dims are provably equal: static ones, or symbols of one name."""
     a, b = list(a), list(b)
-    return len(a) == len(b) and all(
-        x == y and (isinstance(x, int) or x.value is not None) for x, y in zip(a, b, strict=True)
-    )
+    return len(a) == len(b) and all(map(same_dim, a, b))
 
 
 def product(dims: Iterable[Dim]) -> int | None:

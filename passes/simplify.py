@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from aigcc.ir.weights import read, scalar
+from aigcc.passes.conditions import same_dims
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule, RulePass
 
@@ -18,12 +19,7 @@ _SHAPERS = ("Squeeze", "Unsqueeze", "Flatten")
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
     """Whether two values provably have the same shape; symbols count, unknown dims do not."""
-    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
-        return False
-    return all(
-        x == y and (isinstance(x, int) or x.value is not None)
-        for x, y in zip(a.shape, b.shape, strict=True)
-    )
+    return a.shape is not None and b.shape is not None and same_dims(a.shape, b.shape)
 
 
 def _unless_bigger(root: ir.Node, x: ir.Value) -> ir.Value | None:
