@@ -14,7 +14,7 @@ import onnx_ir as ir
 from aigcc.errors import PassError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.options import option
 from aigcc.passes.opsets import HIGHEST, LOWER, LOWEST, LOWEST_RESULT, RAISE, Blocked, Call
 from aigcc.pipeline.context import Context

@@ -19,7 +19,7 @@ from aigcc.errors import CompileError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
 from aigcc.ir.operators import is_deterministic
-from aigcc.ir.shapes import infer_node
+from aigcc.ir.shapes.inference import infer_node
 from aigcc.ir.weights import constant, derive, read
 from aigcc.options import option
 from aigcc.pipeline.context import Context

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
-from aigcc.ir.shape_values import Values
+from aigcc.ir.shapes.values import Values
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.rules import Builder, remove_dead, replace_value

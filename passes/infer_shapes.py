@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass

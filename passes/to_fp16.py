@@ -10,9 +10,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
-from aigcc.ir.mapped import MappedTensor
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
+from aigcc.ir.storage.mapped import MappedTensor
 from aigcc.ir.weights import constant, derive, is_small
 from aigcc.options import option
 from aigcc.passes.fp16_plan import (

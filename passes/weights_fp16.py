@@ -10,9 +10,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.analysis.liveness import used_values
-from aigcc.ir.mapped import MappedTensor
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
+from aigcc.ir.storage.mapped import MappedTensor
 from aigcc.ir.weights import derive
 from aigcc.options import option
 from aigcc.pipeline.context import Context

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.canonicalize import Canonicalize
 from aigcc.pipeline.context import Context
 from aigcc.synthetic import resolve, symbols

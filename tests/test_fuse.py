@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.fuse import Fuse
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager

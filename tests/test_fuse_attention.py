@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.eliminate_dead import EliminateDead
 from aigcc.passes.fuse_attention import FuseAttention
 from aigcc.passes.fuse_rotary import FuseRotary

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from aigcc.ir.module import Module
-from aigcc.ir.printer import print_body
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
+from aigcc.ir.text.printer import print_body
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from aigcc.errors import PassError
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.legalize import Legalize
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aigcc.analysis.positions import Affine, Choice, Form, Positions, is_causal
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.runtime import OrtSession
 
 Draw = st.DrawFn

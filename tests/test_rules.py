@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from aigcc.ir.module import Module
-from aigcc.ir.printer import print_body
+from aigcc.ir.text.printer import print_body
 from aigcc.ir.verify import verify
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.pattern import NoMatch, either

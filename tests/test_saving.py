@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from aigcc.errors import ModelError
-from aigcc.ir import saving
 from aigcc.ir.slots import slots
-from aigcc.ir.storage import load_model, save_model
+from aigcc.ir.storage import saving
+from aigcc.ir.storage.loading import load_model
+from aigcc.ir.storage.saving import save_model
 from aigcc.ir.weights import derive, raw_bytes
 
 BIG = np.arange(600, dtype=np.float32).reshape(20, 30)

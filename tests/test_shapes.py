@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigcc.errors import ModelError
-from aigcc.ir.shape_rules import STANDARD
-from aigcc.ir.shape_values import (
+from aigcc.ir.shapes.inference import infer_node, infer_shapes
+from aigcc.ir.shapes.rules import STANDARD
+from aigcc.ir.shapes.values import (
     UNKNOWN,
     Site,
     Values,
@@ -28,7 +29,6 @@ from aigcc.ir.shape_values import (
     parse_dim,
     to_dims,
 )
-from aigcc.ir.shapes import infer_node, infer_shapes
 
 IMPORTS = '"" : 21, "com.microsoft" : 1, "local" : 1, "my.own" : 1'
 

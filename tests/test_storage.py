@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from aigcc.errors import ModelError
-from aigcc.ir.mapped import MappedTensor, SparseTensor, VarintTensor
 from aigcc.ir.slots import slots
-from aigcc.ir.storage import file_bytes, load_model
+from aigcc.ir.storage.loading import file_bytes, load_model
+from aigcc.ir.storage.mapped import MappedTensor, SparseTensor, VarintTensor
 from aigcc.ir.weights import raw_bytes
 
 BIG = np.arange(600, dtype=np.float32).reshape(20, 30)
@@ -380,7 +380,7 @@ def test_loading_imports_no_framework(tmp_path: Path) -> None:
     path = save(proto(numpy_helper.from_array(BIG, "w")), tmp_path)
     program = f"""
         import sys
-        from aigcc.ir.storage import load_model
+        from aigcc.ir.storage.loading import load_model
         load_model({str(path)!r})
         assert not {{"torch", "onnxruntime", "onnx_graphsurgeon"}} & set(sys.modules)
     """

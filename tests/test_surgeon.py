@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from aigcc.errors import ModelError
-from aigcc.ir.mapped import MappedTensor
-from aigcc.ir.storage import load_model, save_model
+from aigcc.ir.storage.loading import load_model
+from aigcc.ir.storage.mapped import MappedTensor
+from aigcc.ir.storage.saving import save_model
 from aigcc.ir.surgeon import surgery
 
 BIG = np.arange(600, dtype=np.float32).reshape(20, 30)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigcc.ir.facts import module_path, source_line
-from aigcc.ir.mapped import SparseTensor
-from aigcc.ir.parser import parse_model
-from aigcc.ir.printer import print_body, print_model
 from aigcc.ir.slots import slots
-from aigcc.ir.tensortext import SparseConstant
+from aigcc.ir.storage.mapped import SparseTensor
+from aigcc.ir.text.facts import module_path, source_line
+from aigcc.ir.text.parser import parse_model
+from aigcc.ir.text.printer import print_body, print_model
+from aigcc.ir.text.tensortext import SparseConstant
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 ESCAPE = (

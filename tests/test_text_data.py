@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from aigcc.errors import ModelError
-from aigcc.ir.dataref import WeightFile
-from aigcc.ir.parser import parse_model
-from aigcc.ir.printer import print_model, read_text, write_text
+from aigcc.ir.text.dataref import WeightFile
+from aigcc.ir.text.parser import parse_model
+from aigcc.ir.text.printer import print_model, read_text, write_text
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aigcc.errors import ModelError
-from aigcc.ir.parser import parse_model
-from aigcc.ir.printer import print_model
 from aigcc.ir.slots import slots
+from aigcc.ir.text.parser import parse_model
+from aigcc.ir.text.printer import print_model
 
 AT = ir.AttributeType
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from aigcc.errors import PassError
-from aigcc.ir.storage import load_model
+from aigcc.ir.storage.loading import load_model
 from aigcc.ir.weights import (
     constant,
     derive,

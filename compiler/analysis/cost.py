@@ -12,9 +12,9 @@ import onnx_ir as ir
 from aigcc.analysis.flops import Sizes, flops, trip_count
 from aigcc.analysis.liveness import Peak, activation_peak
 from aigcc.errors import ModelError
-from aigcc.ir.mapped import MappedTensor
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
+from aigcc.ir.storage.mapped import MappedTensor
 from aigcc.ir.weights import constant, raw_bytes
 from aigcc.synthetic import choose_dims, input_shape
 

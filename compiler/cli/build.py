@@ -153,7 +153,7 @@ def _weight_bytes(module: Module) -> int:
     """Bytes of the model's file and its data; of its weights, where it came from no file."""
     path = module.path
     if path is not None and path.suffix == ".onnx":
-        from aigcc.ir.storage import file_bytes
+        from aigcc.ir.storage.loading import file_bytes
 
         return file_bytes(path)
     tensors = {

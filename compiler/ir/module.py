@@ -42,10 +42,10 @@ class Module:
         """
         path = Path(path)
         if path.suffix == ".onnxtxt":
-            from aigcc.ir.printer import read_text
+            from aigcc.ir.text.printer import read_text
 
             return cls(read_text(path, roots=roots), path)
-        from aigcc.ir.storage import load_model
+        from aigcc.ir.storage.loading import load_model
 
         return cls(load_model(path), path)
 
@@ -56,7 +56,7 @@ class Module:
         Raises:
             ModelError: the text is not a module; says at which line and column.
         """
-        from aigcc.ir.parser import parse_model
+        from aigcc.ir.text.parser import parse_model
 
         return cls(parse_model(text, base_dir))
 
@@ -73,7 +73,7 @@ class Module:
         """
         path = Path(path)
         if path.suffix == ".onnxtxt":
-            from aigcc.ir.printer import write_text
+            from aigcc.ir.text.printer import write_text
 
             write_text(self.model, path)
             return
@@ -83,13 +83,13 @@ class Module:
                 at=str(path),
                 hint="end the name with .onnx (binary) or .onnxtxt (text)",
             )
-        from aigcc.ir.storage import save_model
+        from aigcc.ir.storage.saving import save_model
 
         save_model(self.model, path, external)
 
     def text(self) -> str:
         """The module in the text form, to read: weights that lie in no file are left out."""
-        from aigcc.ir.printer import INLINE_LIMIT, print_model
+        from aigcc.ir.text.printer import INLINE_LIMIT, print_model
 
         return print_model(self.model, inline_limit=INLINE_LIMIT)
 

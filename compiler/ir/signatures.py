@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from aigcc.errors import did_you_mean
-from aigcc.ir.shape_contrib import CONTRIB
+from aigcc.ir.shapes.contrib import CONTRIB
 
 # An input as a signature holds it: its type in the words of the schemas, or one of these.
 LEFT_OUT = "left out"

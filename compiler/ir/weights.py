@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir
 
 from aigcc.errors import PassError
-from aigcc.ir.mapped import MappedTensor
+from aigcc.ir.storage.mapped import MappedTensor
 
 SMALL = 1024
 """Up to this many bytes a tensor lives in memory and inside the .onnx file."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TextIO
 
 from aigcc.errors import CompileError, PipelineError, did_you_mean
-from aigcc.ir.dataref import WeightFile
 from aigcc.ir.module import Module
-from aigcc.ir.printer import INLINE_LIMIT, print_model, write_text
+from aigcc.ir.text.dataref import WeightFile
+from aigcc.ir.text.printer import INLINE_LIMIT, print_model, write_text
 from aigcc.pipeline.manager import Pass, PassRun
 
 _INPUT = "00-input.onnxtxt"

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from aigcc.ir.edit import remove_node
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
-from aigcc.ir.shapes import infer_node
+from aigcc.ir.shapes.inference import infer_node
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.pattern import (

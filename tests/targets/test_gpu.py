@@ -13,7 +13,7 @@ import pytest
 
 from aigcc.errors import TargetError
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.to_fp16 import ToFp16
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager

@@ -12,7 +12,7 @@ import pytest
 
 from aigcc.errors import TargetError
 from aigcc.ir.module import Module
-from aigcc.ir.shapes import infer_shapes
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.pipeline.context import Context
 from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples

@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any
 
-from aigcc.ir.facts import TABLE_LINE, Facts, reads_as_facts, restore_origins
-from aigcc.ir.lexer import Lexer, Source
-from aigcc.ir.records import Record
-from aigcc.ir.typetext import at_type, read_type
+from aigcc.ir.text.facts import TABLE_LINE, Facts, reads_as_facts, restore_origins
+from aigcc.ir.text.lexer import Lexer, Source
+from aigcc.ir.text.records import Record
+from aigcc.ir.text.typetext import at_type, read_type
 
 _COMMENT = re.compile(r"[ \t]*,?[ \t]*#([^\n]*)")
 _FIELD = re.compile(r"\s*(?:(by|in|at):[ \t]+([^\s;]+)|@([0-9a-f]{8,})|(?=\{))")

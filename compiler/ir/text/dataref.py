@@ -12,10 +12,10 @@ from typing import IO
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
-from aigcc.ir.external import DataFiles
-from aigcc.ir.literals import string_text
-from aigcc.ir.mapped import DataFile, MappedTensor, SparseTensor
 from aigcc.ir.slots import slots
+from aigcc.ir.storage.external import DataFiles
+from aigcc.ir.storage.mapped import DataFile, MappedTensor, SparseTensor
+from aigcc.ir.text.literals import string_text
 from aigcc.ir.weights import raw_bytes
 
 _CACHE_LINE = 64
@@ -78,24 +78,7 @@ def _is_at(tensor: ir.ExternalTensor, path: Path) -> bool:
 
 def _in_place(tensor: ir.ExternalTensor) -> bool:
     """Whether the path of a tensor still leads to the file that the tensor reads, unchanged."""
-    if not isinstance(tensor, MappedTensor):
-        return True
-    try:
-        now = DataFile(tensor.file.path, keep=False)
-    except OSError:
-        return False
-    return (now._identity, now._modified) == (tensor.file._identity, tensor.file._modified)
-
-
-def hold(model: ir.Model, path: Path) -> None:
-    """Map what the model reads from a file that is about to be replaced."""
-    for slot in slots(model):
-        tensor = slot.tensor
-        if isinstance(tensor, ir.ExternalTensor) and _is_at(tensor, path):
-            if isinstance(tensor, MappedTensor):
-                tensor.file.pin()
-            else:
-                slot.put(MappedTensor(DataFile(Path(tensor.path)), tensor, Path(tensor.base_dir)))
+    return not isinstance(tensor, MappedTensor) or tensor.file.unchanged()
 
 
 class Roots:
@@ -105,7 +88,7 @@ class Roots:
         folder: Where the text is; references are relative to it and may not leave it, through
             links neither.
         trusted: More folders, wherever they are. Links in them are followed.
-        keep: Keep the files mapped, see `aigcc.ir.mapped.DataFile`.
+        keep: Keep the files mapped, see `aigcc.ir.storage.mapped.DataFile`.
     """
 
     def __init__(self, folder: Path, trusted: Iterable[Path], keep: bool) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
-from aigcc.ir.literals import read_string
+from aigcc.ir.text.literals import read_string
 
 # Possessive quantifiers keep every failed match linear in the length of the text.
 _TOKEN = re.compile(

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx_ir
 
 from aigcc.errors import ModelError
-from aigcc.ir.mapped import DataFile, MappedTensor, VarintTensor
+from aigcc.ir.storage.mapped import DataFile, MappedTensor, VarintTensor
 
 OPEN_FILES = 64  # more stay closed between two reads, since each costs a file descriptor
 

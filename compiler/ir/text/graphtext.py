@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
-from aigcc.ir.attributetext import AttributePrinter, Style
-from aigcc.ir.facts import FactTable, node_facts, node_types
-from aigcc.ir.lexer import DEEPEST
-from aigcc.ir.literals import identifier_text, name_text, operator_text
-from aigcc.ir.records import graph_record, value_record
-from aigcc.ir.typetext import type_text
+from aigcc.ir.text.attributetext import AttributePrinter, Style
+from aigcc.ir.text.facts import FactTable, node_facts, node_types
+from aigcc.ir.text.lexer import DEEPEST
+from aigcc.ir.text.literals import identifier_text, name_text, operator_text
+from aigcc.ir.text.records import graph_record, value_record
+from aigcc.ir.text.typetext import type_text
 
 WIDTH = 100
 _FACT_COLUMN = 60

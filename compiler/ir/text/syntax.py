@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from aigcc.ir.facts import Facts
+from aigcc.ir.text.facts import Facts
 
 
 @dataclass(slots=True)

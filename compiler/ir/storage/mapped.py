@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir
 
 from aigcc.errors import ModelError
-from aigcc.ir import wire
+from aigcc.ir.storage import wire
 
 _CHUNK = 16 << 20
 _VARINT_BYTES = 10  # of a number of 64 bits
@@ -41,13 +41,13 @@ class DataFile:
         if keep:
             self.pin()
 
-    def in_place(self) -> bool:
-        """Whether the path still leads to this file."""
+    def unchanged(self) -> bool:
+        """Whether the path still leads to this file, and nobody has written to it."""
         try:
             stat = self.path.stat()
         except OSError:
             return False
-        return (stat.st_dev, stat.st_ino) == self._identity
+        return (stat.st_dev, stat.st_ino, stat.st_mtime_ns) == (*self._identity, self._modified)
 
     def pin(self) -> None:
         """Keep the bytes readable whatever happens to the path from now on."""

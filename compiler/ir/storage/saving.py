@@ -10,10 +10,10 @@ import onnx
 import onnx_ir
 
 from aigcc.errors import ModelError
-from aigcc.ir import wire
-from aigcc.ir.atomic import replacing
-from aigcc.ir.mapped import DataFile, MappedTensor, SparseTensor
 from aigcc.ir.slots import Slot, graph_protos, graphs, slots
+from aigcc.ir.storage import wire
+from aigcc.ir.storage.atomic import replacing
+from aigcc.ir.storage.mapped import DataFile, MappedTensor, SparseTensor
 from aigcc.ir.weights import SMALL, raw_bytes
 
 EXTERNAL_FROM = 1 << 30
@@ -44,7 +44,7 @@ def save_model(model: onnx_ir.Model, path: str | Path, external: bool | None = N
     """
     path = Path(path)
     data_path = path.with_name(path.name + ".data")
-    _hold(model, (path, data_path))
+    hold(model, path, data_path)
     found = [slot for slot in slots(model) if _is_payload(slot)]
     if external is None:
         external = sum({_key(s.tensor): s.tensor.nbytes for s in found}.values()) > EXTERNAL_FROM
@@ -160,9 +160,9 @@ def _is_payload(slot: Slot) -> bool:
     return isinstance(slot.tensor, onnx_ir.ExternalTensor) or slot.tensor.nbytes > SMALL
 
 
-def _hold(model: onnx_ir.Model, targets: tuple[Path, Path]) -> None:
+def hold(model: onnx_ir.Model, *paths: Path) -> None:
     """Map what the model reads from files that are about to be replaced."""
-    replaced = [path.resolve() for path in targets]
+    replaced = [path.resolve() for path in paths]
     for slot in slots(model):
         tensor = slot.tensor
         if isinstance(tensor, MappedTensor):

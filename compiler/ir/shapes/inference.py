@@ -12,9 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
-from aigcc.ir.shape_contrib import CONTRIB
-from aigcc.ir.shape_rules import STANDARD, Dims
-from aigcc.ir.shape_values import (
+from aigcc.ir.shapes.contrib import CONTRIB
+from aigcc.ir.shapes.rules import STANDARD, Dims
+from aigcc.ir.shapes.values import (
     UNKNOWN,
     Array,
     Dim,

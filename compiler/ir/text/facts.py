@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from aigcc.ir.literals import TYPE_WORDS
-from aigcc.ir.records import Record, node_record
-from aigcc.ir.typetext import type_text
+from aigcc.ir.text.literals import TYPE_WORDS
+from aigcc.ir.text.records import Record, node_record
+from aigcc.ir.text.typetext import type_text
 
 MADE_BY = "aigcc.made_by"
 MODULE = "aigcc.module"

@@ -2,8 +2,8 @@
 
 What a text may say beyond https://onnx.ai/onnx/repo-docs/Syntax.html:
 
-- Facts, see `aigcc.ir.facts`: after a node the types of its outputs and where it came from; after
-  an input, an initializer or the `{` of a graph its metadata.
+- Facts, see `aigcc.ir.text.facts`: after a node the types of its outputs and where it came from;
+  after an input, an initializer or the `{` of a graph its metadata.
 - `b"\\x00"` for strings with control characters or bytes that are not UTF-8.
 - Floats of less than 32 bits as decimals, `float16 k = {1.5}`; whole numbers are bit patterns
   there, as in ONNX. `0x7fc00001` is a bit pattern in any float. Types of less than 8 bits have one
@@ -22,16 +22,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from aigcc.errors import did_you_mean
-from aigcc.ir.attributes import AttributeReader
-from aigcc.ir.builder import build_model
-from aigcc.ir.dataref import Roots
-from aigcc.ir.external import OPEN_FILES
-from aigcc.ir.factreader import FactReader
-from aigcc.ir.facts import Facts
-from aigcc.ir.lexer import Lexer, Source
-from aigcc.ir.mapped import SparseTensor
-from aigcc.ir.records import SURROGATE
-from aigcc.ir.syntax import (
+from aigcc.ir.storage.external import OPEN_FILES
+from aigcc.ir.storage.mapped import SparseTensor
+from aigcc.ir.text.attributes import AttributeReader
+from aigcc.ir.text.builder import build_model
+from aigcc.ir.text.dataref import Roots
+from aigcc.ir.text.factreader import FactReader
+from aigcc.ir.text.facts import Facts
+from aigcc.ir.text.lexer import Lexer, Source
+from aigcc.ir.text.records import SURROGATE
+from aigcc.ir.text.syntax import (
     FunctionText,
     GraphText,
     Header,
@@ -40,9 +40,9 @@ from aigcc.ir.syntax import (
     NodeText,
     ValueText,
 )
-from aigcc.ir.tensorreader import TensorReader, read_string_pairs
-from aigcc.ir.tensortext import SparseConstant
-from aigcc.ir.typetext import at_type, read_type, unknown_type
+from aigcc.ir.text.tensorreader import TensorReader, read_string_pairs
+from aigcc.ir.text.tensortext import SparseConstant
+from aigcc.ir.text.typetext import at_type, read_type, unknown_type
 
 _LOCATION = re.compile(r'"location": ("[^"\n]*")')
 _MODEL_KEYS = (

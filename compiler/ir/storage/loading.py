@@ -1,4 +1,4 @@
-"""Load .onnx files with the weights left on disk (`save_model` is in `aigcc.ir.saving`)."""
+"""Load .onnx files with the weights left on disk."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import onnx
 import onnx_ir
 
 from aigcc.errors import ModelError
-from aigcc.ir import wire
-from aigcc.ir.external import OPEN_FILES, DataFiles
-from aigcc.ir.mapped import DataFile, MappedTensor, SparseTensor
-from aigcc.ir.saving import root_cause, save_model
 from aigcc.ir.slots import graph_protos, graphs, slots
+from aigcc.ir.storage import wire
+from aigcc.ir.storage.external import OPEN_FILES, DataFiles
+from aigcc.ir.storage.mapped import DataFile, MappedTensor, SparseTensor
+from aigcc.ir.storage.saving import root_cause
 from aigcc.ir.weights import SMALL
-
-__all__ = ["file_bytes", "load_model", "save_model"]
 
 _DATA_FIELDS = (
     "raw_data",

@@ -8,13 +8,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
-from aigcc.ir.atomic import replacing
-from aigcc.ir.attributetext import Style
-from aigcc.ir.dataref import WeightFile, hold, needs_data_file
-from aigcc.ir.graphtext import WIDTH, GraphPrinter
-from aigcc.ir.literals import string_text
-from aigcc.ir.parser import parse_model
-from aigcc.ir.records import metadata_record
+from aigcc.ir.storage.atomic import replacing
+from aigcc.ir.storage.saving import hold
+from aigcc.ir.text.attributetext import Style
+from aigcc.ir.text.dataref import WeightFile, needs_data_file
+from aigcc.ir.text.graphtext import WIDTH, GraphPrinter
+from aigcc.ir.text.literals import string_text
+from aigcc.ir.text.parser import parse_model
+from aigcc.ir.text.records import metadata_record
 
 INLINE_LIMIT = 32
 """Up to how many elements `write_text` prints a tensor in the text itself."""
@@ -28,7 +29,7 @@ def print_model(
     inline_limit: int | None = None,
     brief: bool = False,
 ) -> str:
-    """The text form of a model, which `aigcc.ir.parser.parse_model` reads back.
+    """The text form of a model, which `aigcc.ir.text.parser.parse_model` reads back.
 
     Nothing is lost: types, names, metadata and documentation are in the facts behind `#`, and
     the records that are too long for their lines are in a table at the end of the text.

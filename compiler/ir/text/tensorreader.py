@@ -10,15 +10,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
-from aigcc.ir.dataref import Roots
-from aigcc.ir.lexer import Lexer
-from aigcc.ir.tensortext import (
+from aigcc.ir.text.dataref import Roots
+from aigcc.ir.text.lexer import Lexer
+from aigcc.ir.text.tensortext import (
     ElementError,
     SparseConstant,
     elements_per_value,
     read_elements,
 )
-from aigcc.ir.typetext import read_type, type_text
+from aigcc.ir.text.typetext import read_type, type_text
 
 _ELEMENTS = re.compile(r'\{((?:[^{}"#]++|#[^\n]*+)*+)\}')
 _COMMENT = re.compile(r"#[^\n]*+")

@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 import sympy
 
-from aigcc.ir.shape_values import (
+from aigcc.ir.shapes.values import (
     UNKNOWN,
     Dim,
     Site,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from aigcc.ir.shape_rules import Dims, broadcast, convolution, matmul, pooling, same
-from aigcc.ir.shape_values import UNKNOWN, Dim, Site, add, product, quotient
+from aigcc.ir.shapes.rules import Dims, broadcast, convolution, matmul, pooling, same
+from aigcc.ir.shapes.values import UNKNOWN, Dim, Site, add, product, quotient
 
 Typed = tuple[ir.DataType | None, Dims]
 ContribRule = Callable[[Site], Sequence[Typed]]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.ir.literals import string_text
+from aigcc.ir.text.literals import string_text
 
 _PARTS: dict[ir.DataType, np.dtype[Any]] = {
     ir.DataType.COMPLEX64: np.dtype(np.float32),

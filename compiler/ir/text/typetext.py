@@ -7,8 +7,8 @@ import re
 import onnx_ir as ir
 
 from aigcc.errors import ModelError, did_you_mean
-from aigcc.ir.lexer import Lexer
-from aigcc.ir.literals import DTYPES, TYPE_WORDS, identifier_text, name_text
+from aigcc.ir.text.lexer import Lexer
+from aigcc.ir.text.literals import DTYPES, TYPE_WORDS, identifier_text, name_text
 
 _PLAIN_SHAPE = re.compile(r"\[[A-Za-z0-9_,?]*\]")
 _OF_TYPES = {"seq": ir.SequenceType, "optional": ir.OptionalType}

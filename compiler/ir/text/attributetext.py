@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from aigcc.ir.dataref import Place, WeightFile, place_of, reference_text
-from aigcc.ir.literals import identifier_text, name_text, string_text
-from aigcc.ir.mapped import SparseTensor
-from aigcc.ir.tensortext import SparseConstant, elements_text, floats_text
-from aigcc.ir.typetext import type_text
+from aigcc.ir.storage.mapped import SparseTensor
+from aigcc.ir.text.dataref import Place, WeightFile, place_of, reference_text
+from aigcc.ir.text.literals import identifier_text, name_text, string_text
+from aigcc.ir.text.tensortext import SparseConstant, elements_text, floats_text
+from aigcc.ir.text.typetext import type_text
 
 
 @dataclass(frozen=True)

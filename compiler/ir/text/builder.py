@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import onnx_ir as ir
 
 from aigcc.errors import ModelError, did_you_mean
-from aigcc.ir.facts import Facts
-from aigcc.ir.lexer import Source
-from aigcc.ir.syntax import (
+from aigcc.ir.text.facts import Facts
+from aigcc.ir.text.lexer import Source
+from aigcc.ir.text.syntax import (
     FunctionText,
     GraphsText,
     GraphText,
@@ -18,7 +18,7 @@ from aigcc.ir.syntax import (
     NodeText,
     ValueText,
 )
-from aigcc.ir.typetext import type_text
+from aigcc.ir.text.typetext import type_text
 
 _LONGEST_HINT = 200
 

@@ -10,16 +10,16 @@ import numpy as np
 import onnx_ir as ir
 
 from aigcc.errors import did_you_mean
-from aigcc.ir.lexer import Lexer
-from aigcc.ir.literals import TYPE_WORDS
-from aigcc.ir.syntax import GraphsText, GraphText
-from aigcc.ir.tensorreader import TensorReader
-from aigcc.ir.tensortext import (
+from aigcc.ir.text.lexer import Lexer
+from aigcc.ir.text.literals import TYPE_WORDS
+from aigcc.ir.text.syntax import GraphsText, GraphText
+from aigcc.ir.text.tensorreader import TensorReader
+from aigcc.ir.text.tensortext import (
     ElementError,
     SparseConstant,
     read_floats,
 )
-from aigcc.ir.typetext import read_type
+from aigcc.ir.text.typetext import read_type
 
 _WORDS = {type_.name.lower(): type_ for type_ in ir.AttributeType if type_}
 _ONE_OF = {

@@ -14,7 +14,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.util.misc import convert_to_onnx_attr_type
 
 from aigcc.errors import ModelError
-from aigcc.ir.gs_import import Admission, Origin, Weight, graph_facts, tensor_facts
+from aigcc.ir.surgeon.entry import Admission, Origin, Weight, graph_facts, tensor_facts
 from aigcc.ir.weights import raw_bytes
 
 _Scope = ChainMap[str, onnx_ir.Value]

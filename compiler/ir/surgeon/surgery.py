@@ -9,8 +9,8 @@ from typing import Protocol
 import onnx_graphsurgeon as gs
 import onnx_ir
 
-from aigcc.ir.gs_export import bring_home
-from aigcc.ir.gs_import import Admission
+from aigcc.ir.surgeon.back import bring_home
+from aigcc.ir.surgeon.entry import Admission
 
 
 class HasModel(Protocol):
