@@ -63,12 +63,13 @@ def tiny() -> Example:
 
 
 def medium() -> Example:
-    """The four resolutions of Stable Diffusion, narrower: 93M parameters; 32 px latents."""
+    """Stable Diffusion's four resolutions, one layer each: 92M parameters; 32 px latents."""
     return _unet(
         text_tokens=77,
         sample_size=32,
-        block_out_channels=(128, 192, 320, 512),
-        cross_attention_dim=512,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=1,
+        cross_attention_dim=256,
         attention_head_dim=8,
     )
 
