@@ -60,7 +60,7 @@ class OrtSession:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
         self._where = str(source.path or "module") if isinstance(source, Module) else str(source)
-        with _as_file(source) as path, _explained(self._where):
+        with _as_file(source) as path, explained(self._where):
             self._session = _open(path, options)
         self._inputs = {value.name: value.type for value in self._session.get_inputs()}
         self._optional = {v.name for v in self._session.get_overridable_initializers()}
@@ -82,7 +82,7 @@ class OrtSession:
             CompileError: a feed is missing, unknown or does not fit, or a node failed.
         """
         self._check_names(feeds)
-        with _explained(self._where):
+        with explained(self._where):
             if self._raw:
                 values = {name: self._to_ort(name, array) for name, array in feeds.items()}
                 results = [
@@ -142,7 +142,7 @@ def save_optimised(source: Path, out: Path, *, threads: int | None = None) -> No
         options.add_session_config_entry("session.qdqisint8allowed", "1")
     else:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with _explained(str(source)):
+    with explained(str(source)):
         _open(source, options, disabled_optimizers=["NchwcTransformer"])
 
 
@@ -154,7 +154,7 @@ def evaluate(model: ir.Model) -> dict[str, Array]:
     """
     options = _options(1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with _explained("constants"):
+    with explained("constants"):
         session = _open(ir.to_proto(model).SerializeToString(), options)
         values = session.run_with_ort_values(None, {})
         names = [value.name for value in session.get_outputs()]
@@ -184,7 +184,7 @@ def _as_file(source: str | Path | Module) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _explained(where: str) -> Iterator[None]:
+def explained(where: str) -> Iterator[None]:
     """ONNX Runtime's errors as CompileErrors."""
     try:
         yield
