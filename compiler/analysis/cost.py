@@ -121,7 +121,7 @@ def op_name(node: ir.Node) -> str:
 def count_weights(module: Module) -> list[Weights]:
     """Tensors, elements, bytes and zeros of each dtype, most bytes first."""
     rows: dict[ir.DataType, list[int]] = {}
-    for tensor in _tensors(module):
+    for _, tensor in constants(module):
         row = rows.setdefault(tensor.dtype, [0, 0, 0, 0])
         text = tensor.dtype == ir.DataType.STRING
         facts = (1, tensor.size, 0 if text else tensor.nbytes, 0 if text else count_zeros(tensor))
@@ -212,17 +212,17 @@ def with_sizes(module: Module, sizes: Sizes) -> Module:
     return sized
 
 
-def _tensors(module: Module) -> Iterator[ir.TensorProtocol]:
-    """Every constant tensor once."""
-    seen: set[int] = set()
+def constants(module: Module) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Every constant tensor once, with a value that has it; none is read."""
+    seen: dict[int, ir.TensorProtocol] = {}  # holds them, so that no two get the same id
     for graph in module.graphs():
         stored = [] if isinstance(graph, ir.Function) else list(graph.initializers.values())
         made = [node.outputs[0] for node in graph if node.op_type == "Constant"]
         for value in (*stored, *made):
             tensor = value.const_value if value.is_initializer() else constant(value)
             if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield tensor
+                seen[id(tensor)] = tensor
+                yield value, tensor
 
 
 def _zeros_in(chunk: np.ndarray, dtype: ir.DataType) -> int:

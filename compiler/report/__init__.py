@@ -1,0 +1,1 @@
+"""The stand-alone HTML report of an artifact: made from `artifact.json` alone, read anywhere."""

@@ -1,0 +1,87 @@
+"""The page as a whole: one file that needs nothing else, the same bytes for the same manifest."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aigcc.artifact import MANIFEST, Artifact, describe_file
+from aigcc.errors import ArtifactError
+from aigcc.jsontext import to_json
+from aigcc.report.contents import operators_section, weights_section
+from aigcc.report.delivery import REPORT, facts_section, files_section, use_section
+from aigcc.report.history import pipeline_section, remarks_section
+from aigcc.report.html import Html, join, tag
+from aigcc.report.overview import header, quality_section, signature_section
+
+_SECTIONS = {
+    "quality": ("Quality", quality_section),
+    "signature": ("Signature", signature_section),
+    "pipeline": ("Pipeline", pipeline_section),
+    "remarks": ("Remarks", remarks_section),
+    "operators": ("Operators", operators_section),
+    "weights": ("Weights", weights_section),
+    "facts": ("Read back", facts_section),
+    "files": ("Files", files_section),
+    "use": ("Run and rebuild", use_section),
+}
+
+# No script runs and nothing is fetched, whatever the page might hold.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def render(artifact: Artifact) -> str:
+    """The report of an artifact, made again from its manifest.
+
+    Raises:
+        ArtifactError: the manifest is damaged.
+    """
+    try:
+        return _page(artifact.manifest)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{MANIFEST} is damaged, so no report can be made of it: {error!r}",
+            at=str(artifact.folder / MANIFEST),
+            hint="build the artifact again",
+        ) from error
+
+
+def write_report(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Write `report.html` into an artifact's folder, and return its entry for `files`.
+
+    The page leaves itself out of the files that it lists, since no file can hold its own digest.
+    """
+    path = folder / REPORT
+    page = _page(json.loads(to_json(manifest)))  # as whoever opens the artifact will read it
+    path.write_text(page, "utf-8", newline="\n")
+    return {REPORT: describe_file(path)}
+
+
+def _page(manifest: Mapping[str, Any]) -> str:
+    made = {key: make(manifest) for key, (_, make) in _SECTIONS.items()}
+    links = [
+        tag("a", title, href=f"#{key}")
+        for key, (title, _) in _SECTIONS.items()
+        if made[key] is not None
+    ]
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", f"{manifest['source']} for {manifest['target'].partition('(')[0]} - aigcc"),
+        tag("style", _style()),
+    )
+    body = tag("body", header(manifest), tag("nav", links), tag("main", list(made.values())))
+    return f"<!DOCTYPE html>\n{tag('html', join([head, body]), lang='en')}\n"
+
+
+@functools.cache
+def _style() -> Html:
+    return Html(importlib.resources.files(__package__).joinpath("style.css").read_text("utf-8"))
