@@ -9,9 +9,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import os
 
+# ONNX Runtime reads this when it is imported: without it, it leaves an identifier of the device and
+# a database in the user's cache, and reports models to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+TYPE_CHECKING = False  # type checkers take it for true; typing itself is slow to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from aigcc.artifact import Artifact as Artifact
     from aigcc.driver import Build as Build
     from aigcc.driver import build as build

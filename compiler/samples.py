@@ -60,6 +60,12 @@ class Samples:
         if not found:
             raise SampleError(f"no samples in {self.source}", hint="give at least one")
 
+    def fitted(self, module: Module) -> Samples:
+        """The same samples for a module with other shapes of inputs; made up anew if synthetic."""
+        if self.synthetic:
+            return load_samples(None, module)
+        return dataclasses.replace(self, module=module)
+
     def run(self, session: Session, feeds: Feeds) -> dict[str, Array]:
         """The outputs for one of these samples; a failure on a synthetic one says what it is.
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
-from aigcc.passes.canonicalize import Canonicalize
-from aigcc.pipeline.context import Context
-from aigcc.synthetic import resolve, symbols
-
-if TYPE_CHECKING:
-    from aigcc.samples import Samples
+from aigcc.synthetic import Array, resolve, symbols
 
 
 def dynamic_dims(module: Module) -> dict[str, str]:
@@ -46,35 +40,42 @@ def is_fixed(dim: int | ir.SymbolicDim) -> bool:
     return isinstance(dim, int) and dim >= 0
 
 
-def sample_sizes(module: Module, samples: Samples | None) -> dict[str, int]:
-    """The sizes of the dynamic dims in the first sample; none without samples."""
-    if samples is None:
-        return {}
-    feeds = next(iter(samples))
+def sample_sizes(module: Module, feeds: Mapping[str, Array]) -> dict[str, int]:
+    """The sizes that a sample of a module gives to its dynamic dims."""
     sizes: dict[str, int] = {}
     for value in module.inputs:
         for axis, dim in enumerate(value.shape or ()):
             if is_fixed(dim):
                 continue
-            name = str(dim) if symbols(dim) == {str(dim)} else _place(value, axis)
-            sizes.setdefault(name, feeds[str(value.name)].shape[axis])
+            name = str(dim) if symbols(dim) else _place(value, axis)
+            if symbols(dim) <= {name}:  # an expression's size follows from its symbols'
+                sizes.setdefault(name, feeds[str(value.name)].shape[axis])
     return sizes
 
 
 def with_sizes(module: Module, sizes: Mapping[str, int]) -> Module:
-    """A copy of a module whose dynamic dims have these sizes, in canonical form.
+    """A copy of a module whose dynamic dims have these sizes.
 
     Raises:
         ModelError: the sizes contradict each other; names the node.
     """
-    fixed = module.clone()
-    shapes = {value: ir.Shape(sized(value, sizes)) for value in fixed.inputs}
+    fixed = with_input_sizes(module, sizes)
     for graph in fixed.graphs():
-        for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        values = {*graph.inputs, *(output for node in graph for output in node.outputs)}
+        for value in values.difference(fixed.inputs):
             if value.const_value is None:
-                value.shape = shapes.get(value)
+                value.shape = None
     infer_shapes(fixed.model)
-    Canonicalize().run(fixed, Context())
+    return fixed
+
+
+def with_input_sizes(module: Module, sizes: Mapping[str, int]) -> Module:
+    """A copy of a module whose inputs have these sizes, and which says nothing new of the rest."""
+    fixed = module.clone()
+    for value in fixed.inputs:
+        known = zip(sized(value, sizes), value.shape or (), strict=True)
+        if value.shape is not None:
+            value.shape = ir.Shape(dim if size is None else size for size, dim in known)
     return fixed
 
 

@@ -112,6 +112,42 @@ def test_a_signal_ends_a_build_and_leaves_nothing(
     assert entries(here) - before <= {moment, "seen"}
 
 
+@pytest.mark.parametrize("milliseconds", [20, 60, 200])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "from aigcc.__main__ import main; main()",  # as the installed script does
+        "import runpy; runpy.run_module('aigcc', run_name='__main__')",  # as python -m does
+    ],
+)
+def test_ctrl_c_ends_aigcc_while_it_starts(here: Path, begin: str, milliseconds: int) -> None:
+    words = ["build", "tiny.onnx", "-t", "mobile", "-o", "out"]
+    command = [sys.executable, "-c", f"print(flush=True); {begin}", *words]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # Python runs; until then Ctrl-C is its own affair
+    time.sleep(milliseconds / 1000)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "\nstopped; nothing half-written was left behind\n"
+    assert not Path("out").exists()
+
+
+def test_nothing_is_left_in_the_home_or_the_temporary_folder(here: Path) -> None:
+    kept = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    folders = {"HOME": "home", "XDG_CACHE_HOME": "home/cache", "TMPDIR": "scratch"}
+    for name in folders.values():
+        Path(name).mkdir()
+    before = entries(here)
+    command = [sys.executable, "-m", "aigcc", "build", "tiny.onnx", "-t", "mobile", "-o", "out"]
+    places = {variable: str(here / name) for variable, name in folders.items()}
+    subprocess.run(command, env=kept | places, cwd=here, check=True, capture_output=True)
+    assert {path for path in entries(here) - before if not path.startswith("out")} == set()
+
+
 def test_a_closed_pipe_ends_a_command_quietly(here: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

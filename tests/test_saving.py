@@ -3,7 +3,7 @@
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from aigcc.errors import ModelError
+from aigcc.ir.module import Module
 from aigcc.ir.slots import slots
 from aigcc.ir.storage import saving
 from aigcc.ir.storage.loading import load_model
 from aigcc.ir.storage.saving import save_model
+from aigcc.ir.text.printer import write_text
 from aigcc.ir.weights import derive, raw_bytes
 
 BIG = np.arange(600, dtype=np.float32).reshape(20, 30)
@@ -269,6 +271,59 @@ def test_a_foreign_external_tensor_survives_its_file(tmp_path: Path) -> None:
     assert contents(tmp_path)["again.onnx.data"] == contents(tmp_path)["out.onnx.data"]
 
 
+def test_weights_that_move_into_the_model_leave_no_file_behind(tmp_path: Path) -> None:
+    model, path = loaded(tmp_path), tmp_path / "out.onnx"
+    save_model(model, path, external=True)
+    again = load_model(path)
+    save_model(again, path, external=False)
+    assert set(contents(tmp_path)) == {"in.onnx", "out.onnx"}
+    save_model(model, tmp_path / "inline.onnx", external=False)
+    save_model(again, path, external=False)  # what it was mapped from is still there
+    assert path.read_bytes() == (tmp_path / "inline.onnx").read_bytes()
+
+
+def test_a_data_file_of_somebody_else_stays(tmp_path: Path) -> None:
+    model, path = loaded(tmp_path), tmp_path / "out.onnx"
+    (tmp_path / "out.onnx.data").write_bytes(b"precious")
+    for old in (None, b"no model"):
+        if old is not None:
+            path.write_bytes(old)
+        save_model(model, path, external=False)
+        assert (tmp_path / "out.onnx.data").read_bytes() == b"precious"
+    save_model(model, path, external=False)  # the old model there refers to nothing
+    assert (tmp_path / "out.onnx.data").read_bytes() == b"precious"
+
+
+def test_the_text_form_leaves_no_file_behind(tmp_path: Path) -> None:
+    path = tmp_path / "out.onnxtxt"
+    model = loaded(tmp_path)
+    model.graph.initializers["w"].const_value = ir.tensor(BIG + 1, name="w")
+    write_text(model, path)
+    assert (tmp_path / "out.onnxtxt.data").exists()
+    small = Module.parse('<ir_version: 10, opset_import: ["" : 21]> g (float x) => (float x) {}')
+    write_text(small.model, path)
+    assert set(contents(tmp_path)) == {"in.onnx", "out.onnxtxt"}
+
+
+@pytest.mark.parametrize(
+    ("step", "nth"),
+    [("replace", 1), ("link", 1), ("link", 2), ("unlink", 1), ("fsync", 1), ("fsync", 2)],
+)
+def test_ctrl_c_while_a_data_file_goes_leaves_a_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, nth: int
+) -> None:
+    model, path = loaded(tmp_path), tmp_path / "out.onnx"
+    save_model(model, path, external=True)
+    before = contents(tmp_path)
+    interrupt(monkeypatch, step, nth)
+    with suppress(KeyboardInterrupt):
+        save_model(model, path, external=False)
+    monkeypatch.undo()
+    after = contents(tmp_path)
+    assert after == before or set(after) == {"in.onnx", "out.onnx"}
+    load_model(path)
+
+
 def test_a_link_is_replaced_and_permissions_stay(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link.onnx"
     target.write_bytes(b"precious")
@@ -306,6 +361,22 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, external: bool,
     assert contents(tmp_path) == before
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: str, nth: int) -> None:
+    """Let Ctrl-C come at the nth call of a function that changes files."""
+    owner = Path if step in ("replace", "unlink") else os
+    original: Callable[..., object] = getattr(owner, step)
+    calls = 0
+
+    def wrapper(*arguments: object, **more: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise KeyboardInterrupt
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(owner, step, wrapper)
+
+
 @pytest.mark.parametrize("step", ["replace", "link", "fsync"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_ctrl_c_at_a_bad_moment_leaves_everything_as_it_was(
@@ -316,20 +387,7 @@ def test_ctrl_c_at_a_bad_moment_leaves_everything_as_it_was(
     before = contents(tmp_path)
     model.producer_name = "changed"
     model.graph.initializers["w"].const_value = ir.tensor(BIG + 1, name="w")
-    calls = 0
-
-    def interrupt(original: Callable[..., object]) -> Callable[..., object]:
-        def wrapper(*arguments: object, **more: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == nth:
-                raise KeyboardInterrupt
-            return original(*arguments, **more)
-
-        return wrapper
-
-    owner = Path if step == "replace" else os
-    monkeypatch.setattr(owner, step, interrupt(getattr(owner, step)))
+    interrupt(monkeypatch, step, nth)
     with pytest.raises(KeyboardInterrupt):
         save_model(model, tmp_path / "out.onnx", external=True)
     monkeypatch.undo()

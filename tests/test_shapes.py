@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigcc.errors import ModelError
+from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_node, infer_shapes
 from aigcc.ir.shapes.rules import STANDARD
 from aigcc.ir.shapes.values import (
@@ -33,8 +34,8 @@ from aigcc.ir.shapes.values import (
 IMPORTS = '"" : 21, "com.microsoft" : 1, "local" : 1, "my.own" : 1'
 
 
-def parse(text: str) -> ir.Model:
-    return ir.from_onnx_text(f"<ir_version: 10, opset_import: [{IMPORTS}]>\n{text}")
+def parse(text: str, imports: str = IMPORTS) -> ir.Model:
+    return ir.from_onnx_text(f"<ir_version: 10, opset_import: [{imports}]>\n{text}")
 
 
 def shape_of(model: ir.Model, name: str) -> str:
@@ -286,6 +287,47 @@ def test_a_scan_walks_along_its_axis() -> None:
     assert infer_shapes(model) == []
     assert shape_of(model, "last") == "FLOAT[B,8]"
     assert shape_of(model, "all") == "FLOAT[B,T,8]"
+
+
+def test_a_scan_of_opset_8_has_batches() -> None:
+    model = parse(
+        """
+        main (float[B,8] s, float[B,T,8] x) => (last, all) {
+          last, all = Scan <num_scan_inputs = 1,
+            body = step (h, e) => (k, o) { k = Add (h, e) o = Concat <axis = 0> (k, k) }> ("", s, x)
+        }""",
+        '"" : 8',
+    )
+    assert infer_shapes(model) == []
+    assert (shape_of(model, "k"), shape_of(model, "o")) == ("FLOAT[8]", "FLOAT[16]")
+    assert shape_of(model, "last") == "FLOAT[B,8]"
+    assert shape_of(model, "all") == "FLOAT[B,T,16]"
+
+
+def test_a_map_over_a_sequence_gives_sequences() -> None:
+    model = parse("""
+        main (seq(float[N,4]) xs, float[4] w) => (ys, sizes) {
+          k = Neg (w)
+          ys, sizes = SequenceMap <body = f (x, v) => (y, n) {
+            s = Add (x, v)
+            y = Mul (s, k)
+            n = Shape (x)
+          }> (xs, w)
+        }""")
+    assert infer_shapes(model) == []
+    assert (shape_of(model, "y"), shape_of(model, "n")) == ("FLOAT[None,4]", "INT64[2]")
+    ys, sizes = model.graph.outputs
+    assert (str(ys.type), str(ys.shape)) == ("Sequence(Tensor(FLOAT))", "[None,4]")
+    assert (str(sizes.type), str(sizes.shape)) == ("Sequence(Tensor(INT64))", "[2]")
+
+
+def test_graphs_of_an_unknown_operator_are_inferred() -> None:
+    model = Module.parse("""<ir_version: 10, opset_import: ["" : 21, "my.own" : 1]>
+        main (float[3] x) => (float[3] y) {
+          y = my.own.Switch <cases: graphs = [a () => (k) { k = Relu (x) }]> (x)
+        }""").model
+    infer_shapes(model)
+    assert shape_of(model, "k") == "FLOAT[3]"
 
 
 def test_functions_are_inferred_for_each_call() -> None:

@@ -11,11 +11,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import aigcc
 from aigcc.errors import ModelError
 from aigcc.ir.storage.loading import load_model
 from aigcc.ir.storage.mapped import MappedTensor
 from aigcc.ir.storage.saving import save_model
 from aigcc.ir.surgeon import surgery
+from aigcc.ir.verify import verify
 
 BIG = np.arange(600, dtype=np.float32).reshape(20, 30)
 TEXT = """
@@ -367,3 +369,67 @@ def test_what_is_no_graph(module: Module, tmp_path: Path) -> None:
         named(graph, "gelu").attrs["new"] = [1, "two"]
     assert caught.value.at == "node 'gelu' (Gelu)"
     assert written(module, tmp_path) == before
+
+
+# Rare ways to hold graphs
+
+SCAN_8 = """<ir_version: 3, opset_import: ["" : 8]>
+g (float[2,3] first, float[2,5,3] xs, float[3] w) => (float[2,3] last, float[2,5,3] all)
+{
+  [outer] k = Neg (w)
+  last, all = Scan ("", first, xs) <
+    num_scan_inputs: int = 1,
+    body: graph = step (float[3] s, float[3] x) => (float[3] t, float[3] o)
+    { a = Add (s, x) t = Mul (a, k) o = Identity (t) }
+  >
+}"""
+SEQUENCE_MAP = """<ir_version: 8, opset_import: ["" : 18]>
+g (seq(float[N]) xs, float[3] w) => (seq(float) ys)
+{
+  [outer] k = Neg (w)
+  ys = SequenceMap (xs) <
+    body: graph = f (float[N] x) => (float[M] y) { y = Concat <axis: int = 0> (x, k) }
+  >
+}"""
+LIST = """<ir_version: 8, opset_import: ["" : 18, "my" : 1]>
+g (float[3] x, float[3] w) => (float[3] y)
+{
+  [outer] k = Neg (w)
+  [switch] y = my.Switch (x) <
+    none: graphs = [],
+    cases: graphs = [
+      a () => (float[3] ay) { [first] ay = Add (x, k) }, b () => (float[3] by) { by = Sub (x, k) }
+    ]
+  >
+}"""
+
+
+@pytest.mark.parametrize("text", [SCAN_8, SEQUENCE_MAP, LIST])
+@pytest.mark.parametrize("clean", [False, True])
+def test_graphs_that_read_outer_values_survive(text: str, clean: bool) -> None:
+    made = aigcc.Module.parse(text)
+    before = made.text()
+    with surgery(made) as graph:
+        if clean:
+            graph.cleanup().toposort()
+    assert made.text() == before
+    verify(made.model)
+
+
+def test_a_list_of_graphs_is_cut_and_grows() -> None:
+    made = aigcc.Module.parse(LIST)
+    with surgery(made) as graph:
+        switch = named(graph, "switch")
+        switch.attrs["cases[0]"].nodes[0].op = "Mul"
+        switch.attrs["cases[2]"] = switch.attrs.pop("cases[1]")
+        graph.nodes.append(
+            gs.Node("Switch", domain="my", attrs={"only[0]": gs.Graph(name="empty")})
+        )
+    switch, new = home(Module(made.model), "switch"), made.model.graph[-1]
+    assert [g.name for g in switch.attributes["cases"].as_graphs()] == ["a", "b"]
+    assert home(Module(made.model), "first").op_type == "Mul"
+    assert [g.name for g in new.attributes["only"].as_graphs()] == ["empty"]
+    with surgery(made) as graph:
+        del named(graph, "switch").attrs["cases[0]"]
+        del named(graph, "switch").attrs["cases[1]"]
+    assert home(Module(made.model), "switch").attributes["cases"].as_graphs() == ()

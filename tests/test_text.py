@@ -264,7 +264,7 @@ def test_strings_and_names_hold_anything() -> None:
 
 
 def test_sparse_tensors() -> None:
-    sparse = "float[3,4] = sparse {float[2] {1, 2}, int64[2] {0, 5}}"
+    sparse = "float[3,4] = sparse {float[2] sparse {1, 2}, int64[2] {0, 5}}"
     attributes = f"v: sparse_tensor = {sparse}, l: sparse_tensors = [{sparse}]"
     text = (
         HEADER + "g () => (y)\n<\n  float[2,2] w = sparse {float[1] {3}, int64[1,2] {1, 0}}\n>\n"

@@ -194,6 +194,20 @@ ILLEGAL = {
         }""",
         "there are 0 state inputs of body, but 1 initial values",
     ),
+    "a map whose body takes other elements": (
+        """main (seq(float[2]) xs) => (seq(float[2]) ys) {
+          ys = SequenceMap (xs) <
+            body: graph = f (float16[2] x) => (float[2] y) { y = Cast <to: int = 1> (x) }>
+        }""",
+        "inputs of body and inputs of SequenceMap differ in type at 0",
+    ),
+    "a map whose body gives too much": (
+        """main (seq(float[2]) xs) => (seq(float[2]) ys) {
+          ys = SequenceMap (xs) <
+            body: graph = f (float[2] x) => (float[2] y, float[2] z) { y = Neg (x) z = Neg (x) }>
+        }""",
+        "there are 2 outputs of body, but 1 outputs of SequenceMap",
+    ),
     "an attribute reference in the main graph": (
         "main (float[2] x) => (float[2] y) { y = Softmax <axis: int = @axis> (x) }",
         "attribute reference @axis outside of a function",

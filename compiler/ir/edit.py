@@ -1,8 +1,21 @@
-"""Edits that onnx_ir leaves half done: removing a node together with the graphs inside it."""
+"""Nodes together with the graphs inside them, which onnx_ir leaves to its callers."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
+
+
+def held_graphs(node: ir.Node) -> list[ir.Graph]:
+    """The sub-graphs in the attributes of a node; not those inside of them."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return found
 
 
 def remove_node(node: ir.Node) -> None:
@@ -13,17 +26,7 @@ def remove_node(node: ir.Node) -> None:
     """
     owner = node.graph
     assert owner is not None
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            _end_uses(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                _end_uses(graph)
+    for graph in held_graphs(node):
+        for inner in graph.all_nodes():
+            inner.resize_inputs(0)
     owner.remove(node, safe=True)
-
-
-def _end_uses(graph: ir.Graph) -> None:
-    for node in graph.all_nodes():
-        node.resize_inputs(0)

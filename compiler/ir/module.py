@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
+from aigcc.ir.edit import held_graphs
 
 T = TypeVar("T")
 GraphLike = ir.Graph | ir.Function
@@ -62,6 +63,9 @@ class Module:
 
     def save(self, path: str | Path, *, external: bool | None = None) -> None:
         """Write `.onnx` or `.onnxtxt`, whole or not at all.
+
+        Where the old file at `path` had weights in `<path>.data` and the new one has not, that
+        file goes.
 
         Args:
             path: Where to; the ending decides the form.
@@ -120,11 +124,7 @@ class Module:
         for graph in pending:
             yield graph
             for node in graph:
-                for attribute in node.attributes.values():
-                    if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                        pending.append(attribute.as_graph())
-                    elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-                        pending.extend(attribute.as_graphs())
+                pending.extend(held_graphs(node))
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node of every graph, sub-graph and function."""

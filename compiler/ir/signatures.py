@@ -248,14 +248,13 @@ def check_call(node: ir.Node, function: ir.Function) -> Iterator[Complaint]:
 
 
 def check_body(node: ir.Node, name: str, body: ir.Graph, opset: int) -> Iterator[Complaint]:
-    """Where the sub-graph that is attribute `name` of an If, Loop or Scan does not fit the node."""
+    """Where the sub-graph that is attribute `name` of a control flow operator does not fit it."""
     check = _BODIES.get(node.op_type) if node.domain == "" else None
-    # Scan of opset 8 has a batch axis, and its lengths among the inputs.
-    if check is not None and (opset > 8 or node.op_type != "Scan"):
-        yield from check(node, name, body)
+    if check is not None:
+        yield from check(node, name, body, opset)
 
 
-def _check_branch(node: ir.Node, name: str, body: ir.Graph) -> Iterator[Complaint]:
+def _check_branch(node: ir.Node, name: str, body: ir.Graph, opset: int) -> Iterator[Complaint]:
     if body.inputs:
         yield Complaint(f"{name} of If cannot have inputs", "a branch sees the values around it")
     yield from _match(
@@ -263,7 +262,7 @@ def _check_branch(node: ir.Node, name: str, body: ir.Graph) -> Iterator[Complain
     )
 
 
-def _check_loop(node: ir.Node, name: str, body: ir.Graph) -> Iterator[Complaint]:
+def _check_loop(node: ir.Node, name: str, body: ir.Graph, opset: int) -> Iterator[Complaint]:
     carried = node.inputs[2:]
     count = len(carried)
     yield from _match(f"state inputs of {name}", body.inputs[2:], "initial values", carried)
@@ -273,12 +272,27 @@ def _check_loop(node: ir.Node, name: str, body: ir.Graph) -> Iterator[Complaint]
     )
 
 
-def _check_scan(node: ir.Node, name: str, body: ir.Graph) -> Iterator[Complaint]:
-    yield from _match(f"inputs of {name}", body.inputs, "inputs of Scan", node.inputs)
+def _check_scan(node: ir.Node, name: str, body: ir.Graph, opset: int) -> Iterator[Complaint]:
+    # In opset 8 the first input holds the lengths of the sequences.
+    inputs = node.inputs if opset > 8 else node.inputs[1:]
+    yield from _match(f"inputs of {name}", body.inputs, "inputs of Scan", inputs)
     yield from _match(f"outputs of {name}", body.outputs, "outputs of Scan", node.outputs)
 
 
-_BODIES = {"If": _check_branch, "Loop": _check_loop, "Scan": _check_scan}
+def _check_map(node: ir.Node, name: str, body: ir.Graph, opset: int) -> Iterator[Complaint]:
+    inputs, outputs = (list(map(_element, values)) for values in (node.inputs, node.outputs))
+    yield from _match(f"inputs of {name}", body.inputs, "inputs of SequenceMap", inputs)
+    yield from _match(f"outputs of {name}", body.outputs, "outputs of SequenceMap", outputs)
+
+
+def _element(value: ir.Value | None) -> ir.Value | None:
+    """A value of the type that the elements of a sequence have; a tensor as it is."""
+    if value is None or not isinstance(value.type, ir.SequenceType):
+        return value
+    return ir.Value(name=value.name, type=value.type.elem_type)
+
+
+_BODIES = {"If": _check_branch, "Loop": _check_loop, "Scan": _check_scan, "SequenceMap": _check_map}
 
 
 def _match(

@@ -22,7 +22,6 @@ from aigcc.targets.gpu import builder
 from aigcc.targets.gpu.example import EXAMPLE
 from aigcc.targets.gpu.kernels import Kernel, read_table, summarise
 from aigcc.targets.gpu.profiles import make_profiles, parse_ranges
-from aigcc.targets.limits import check_limits
 
 ENGINE = "model.engine"
 ONNX = "model.onnx"
@@ -88,7 +87,7 @@ class Gpu(Target):
 
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and what single architectures lack."""
-        problems = [*super().check(module), *check_limits(module, self.can)]
+        problems = super().check(module)
         if "sm75" in self.architectures:
             problems.extend(
                 Problem(

@@ -62,7 +62,13 @@ def make_profiles(module: Module, ranges: Mapping[str, Range], ctx: Context) -> 
             hint = did_you_mean(name, names) if names else "all of the model's shapes are fixed"
             raise TargetError(f"the model has no dynamic dim {name!r}", hint=hint)
     chosen = dict(ranges)
-    seen = {} if ctx.samples is None or ctx.samples.synthetic else sample_sizes(module, ctx.samples)
+    seen = {}
+    if ctx.samples is not None and not ctx.samples.synthetic:
+        seen = sample_sizes(module, next(iter(ctx.samples)))
+    for name, given in ranges.items():
+        if name in seen and not given.smallest <= seen[name] <= given.largest:
+            takes = f"the engine takes {given.smallest} to {given.largest}"
+            ctx.note(None, f"dim {name!r} is {seen[name]} in the samples, and {takes}")
     for name, place in names.items():
         if name not in chosen:
             chosen[name] = _assume(name, place, seen.get(name), ctx)

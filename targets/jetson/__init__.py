@@ -14,9 +14,10 @@ from aigcc.ir.module import Module
 from aigcc.ir.weights import read
 from aigcc.options import option
 from aigcc.pipeline.context import Context
+from aigcc.samples import Samples
 from aigcc.target import Lowered, Problem, Requirement, Session, Target, node_label
 from aigcc.targets import worker
-from aigcc.targets.dims import dynamic_dims, sample_sizes, with_sizes
+from aigcc.targets.dims import dynamic_dims, sample_sizes, with_input_sizes, with_sizes
 from aigcc.targets.jetson.example import EXAMPLE
 from aigcc.targets.jetson.machine_code import read_library
 from aigcc.targets.jetson.program import (
@@ -35,7 +36,6 @@ from aigcc.targets.jetson.toolchain import (
     find_runner,
     native_linker,
 )
-from aigcc.targets.limits import check_limits
 
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1"
 
@@ -70,6 +70,24 @@ class Jetson(Target):
         """Canonicalise, fuse, and replace what the front end lacks."""
         return "canonicalize,fuse,legalize,canonicalize"
 
+    def prepare(self, module: Module, ctx: Context) -> Module:
+        """Fix every dynamic dim: at its size in `dims`, else in the samples, which a remark says.
+
+        Raises:
+            TargetError: `dims` names no dim, or the samples have another size than it or than each
+                other.
+            ModelError: the sizes contradict each other within the model.
+        """
+        sizes = self._given_sizes(module)
+        for name, seen in _seen_sizes(module, sizes, ctx.samples).items():
+            sizes[name] = seen
+            ctx.note(
+                None,
+                f"the dim {name!r} is fixed at {seen}, its size in the samples; "
+                f"dims=[{name}:SIZE] gives it another",
+            )
+        return with_sizes(module, sizes) if sizes else module
+
     def requirements(self) -> list[Requirement]:
         """The compiler, a linker for aarch64, and the emulator for comparisons."""
         tvm = importlib.util.find_spec("tvm") is not None
@@ -95,7 +113,7 @@ class Jetson(Target):
 
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and scales that the front end rounds."""
-        problems = [*super().check(module), *check_limits(module, self.can)]
+        problems = super().check(module)
         problems.extend(_inexact_resizes(module))
         return problems
 
@@ -103,7 +121,7 @@ class Jetson(Target):
         """Compile `model.so`, with `model.params` and the signature `model.json` beside it.
 
         Raises:
-            TargetError: TVM or a linker is missing, a dim has no size, or TVM refused the module.
+            TargetError: TVM or a linker is missing, a dim varies, or TVM refused the module.
         """
         if importlib.util.find_spec("tvm") is None:
             raise TargetError("Apache TVM is not installed", hint=INSTALL)
@@ -113,10 +131,7 @@ class Jetson(Target):
                 f"there is no linker here for the board {self.board!r}", hint=self._link_hint()
             )
         target = self._tvm_target()
-        sizes = self._sizes(module, ctx)
-        if sizes:
-            module = with_sizes(module, sizes)
-            self._refuse(module)
+        _refuse_dynamic(module)
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             onnx = Path(scratch) / "model.onnx"
             module.save(onnx)
@@ -143,7 +158,6 @@ class Jetson(Target):
             "machine": code.machine,
             "instructions": code.instructions,
             "target": target,
-            "dims": sizes,
             **found,
         }
         return Lowered((LIBRARY, PARAMETERS, SIGNATURE), LIBRARY, facts)
@@ -189,8 +203,8 @@ class Jetson(Target):
             "num-cores": board["cores"],
         }
 
-    def _sizes(self, module: Module, ctx: Context) -> dict[str, int]:
-        """A size for every dynamic dim: from `dims`, else from the samples, which a remark says."""
+    def _given_sizes(self, module: Module) -> dict[str, int]:
+        """The sizes in `dims`."""
         places = dynamic_dims(module)
         sizes: dict[str, int] = {}
         for text in self.dims:
@@ -201,26 +215,45 @@ class Jetson(Target):
                 known = did_you_mean(name, places) if places else "all shapes are fixed"
                 raise TargetError(f"the model has no dynamic dim {name!r}", hint=known)
             sizes[name] = int(size)
-        for name, seen in sample_sizes(module, ctx.samples).items():
-            if name not in sizes:
-                sizes[name] = seen
-                ctx.note(
-                    None,
-                    f"the dim {name!r} is fixed at {seen}, its size in the samples; "
-                    f"dims=[{name}:SIZE] gives it another",
-                )
-        missing = [name for name in places if name not in sizes]
-        if missing:
-            raise TargetError(
-                f"the dim {missing[0]!r} has no size, and this target needs static shapes",
-                at=places[missing[0]],
-                hint=f"give dims=[{','.join(f'{name}:SIZE' for name in missing)}], or samples",
-            )
         return sizes
 
-    def _refuse(self, module: Module) -> None:
-        for problem in self.check(module):
-            raise TargetError(problem.message, at=problem.node, hint=problem.hint)
+
+def _seen_sizes(
+    module: Module, given: Mapping[str, int], samples: Samples | None
+) -> dict[str, int]:
+    """The sizes that samples give to the dims that `given` leaves open."""
+    if samples is None or not dynamic_dims(module):
+        return {}
+    if samples.synthetic:
+        samples = samples.fitted(with_input_sizes(module, given))
+        return sample_sizes(samples.module, next(iter(samples)))
+    first: dict[str, int] = {}
+    for index, feeds in enumerate(samples):
+        sizes = sample_sizes(module, feeds)
+        first = first or sizes
+        for name, size in sizes.items():
+            if given.get(name, size) != size:
+                raise TargetError(
+                    f"the dim {name!r} is {size} in sample {index}, and {given[name]} in dims",
+                    hint=f"give dims=[{name}:{size}], or samples with a size of {given[name]}",
+                )
+            if first[name] != size:
+                raise TargetError(
+                    f"the dim {name!r} is {first[name]} in sample 0, and {size} in sample {index}; "
+                    "this target needs static shapes",
+                    hint="pad or crop the samples to one size",
+                )
+    return {name: size for name, size in first.items() if name not in given}
+
+
+def _refuse_dynamic(module: Module) -> None:
+    places = dynamic_dims(module)
+    if places:
+        raise TargetError(
+            f"the dim {next(iter(places))!r} has no size, and this target needs static shapes",
+            at=next(iter(places.values())),
+            hint=f"give dims=[{','.join(f'{name}:SIZE' for name in places)}], or samples",
+        )
 
 
 def _inexact_resizes(module: Module) -> list[Problem]:

@@ -153,7 +153,7 @@ def _refusal(error: Exception) -> TargetError:
     return TargetError(
         f"TVM cannot import the model: {_message(error)}",
         at=f"node {node.name or node.output[0]} ({node.op_type})" if node is not None else "",
-        hint="let the pipeline end with legalize, or change this node",
+        hint="let the pipeline end with legalize,canonicalize, or change this node",
     )
 
 

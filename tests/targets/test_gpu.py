@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -18,6 +19,7 @@ from aigcc.passes.to_fp16 import ToFp16
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.samples import load_samples
+from aigcc.target import Capabilities, check_against
 from aigcc.targets import worker
 from aigcc.targets.gpu import ENGINE, INSTALL, KERNELS, ONNX, Gpu
 from aigcc.targets.gpu.example import EXAMPLE
@@ -124,6 +126,16 @@ def test_sm75_multiplies_no_float32_matrices() -> None:
     assert target.check(in_float16(generator())) == []
 
 
+def test_the_limits_of_a_table_need_no_code_of_the_target() -> None:
+    made = module("g (float[2] x) => (float[2] y) { y = Clip (x) }")
+    can = Capabilities((7, 25), {"Clip": ()}, frozenset({"float"}))
+    assert check_against(made, can) == []
+    strict = dataclasses.replace(can, limits={"Clip": [{"inputs": 0}]})
+    assert [p.message for p in check_against(made, strict)] == [
+        "Clip: only the first 0 inputs may be used"
+    ]
+
+
 def test_dims_are_assumed_and_said(tmp_path: Path) -> None:
     ctx = Context()
     facts = Gpu(emit="onnx").lower(generator(), tmp_path, ctx).facts
@@ -137,6 +149,13 @@ def test_dims_come_from_options_then_from_samples(tmp_path: Path) -> None:
     target = Gpu(emit="onnx", dims=("batch:2:4:6",))
     facts = target.lower(made, tmp_path, Context(samples=samples)).facts
     assert facts["profiles"] == {"x": [[2, 1], [4, 700], [6, 700]]}
+
+
+def test_samples_outside_of_a_profile_are_said(tmp_path: Path) -> None:
+    made = module("g (float[batch,4] x) => (y) { y = Relu (x) }")
+    ctx = Context(samples=load_samples(lambda: iter([{"x": np.zeros((9, 4), np.float32)}]), made))
+    Gpu(emit="onnx", dims=("batch:1:4:8",)).lower(made, tmp_path, ctx)
+    assert "dim 'batch' is 9 in the samples, and the engine takes 1 to 8" in str(ctx.remarks[0])
 
 
 @pytest.mark.parametrize(

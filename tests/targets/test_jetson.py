@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import aigcc
 from aigcc.errors import TargetError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import PassManager
+from aigcc.pipeline.text import parse
 from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
+from aigcc.target import Lowered
 from aigcc.targets.jetson import INSTALL, Jetson
 from aigcc.targets.jetson.machine_code import read_library
 from aigcc.targets.jetson.program import LIBRARY, PARAMETERS, SIGNATURE, Input, Signature
@@ -69,9 +73,16 @@ def noise(batch: int) -> dict[str, np.ndarray]:
     return {"z": np.random.default_rng(1).standard_normal((batch, 16)).astype(np.float32)}
 
 
+def compile_for(target: Jetson, made: Module, folder: Path, ctx: Context) -> Lowered:
+    made = target.prepare(made, ctx).clone()
+    PassManager(parse(target.pipeline())).run(made, ctx)
+    return target.lower(made, folder, ctx)
+
+
 def error_of(target: Jetson, made: Module, folder: Path, ctx: Context | None = None) -> str:
+    ctx = ctx or Context()
     with pytest.raises(TargetError) as error:
-        target.lower(made, folder, ctx or Context())
+        target.lower(target.prepare(made, ctx), folder, ctx)
     assert not list(folder.iterdir())
     return str(error.value)
 
@@ -92,6 +103,55 @@ def test_wrong_options_are_explained(
 ) -> None:
     monkeypatch.setattr("aigcc.targets.jetson.cross_linker", lambda: ["true"])
     assert words in error_of(Jetson(**options), generator(), tmp_path)  # type: ignore[arg-type]
+
+
+def test_dims_are_fixed_before_the_first_pass() -> None:
+    made = generator()
+    ctx = Context(samples=load_samples(None, made))
+    fixed = Jetson(dims=("batch:2",)).prepare(made, ctx)
+    assert [list(value.shape) for value in fixed.inputs if value.shape] == [[2, 16]]
+    assert [list(value.shape) for value in fixed.outputs if value.shape] == [[2, 3, 8, 8], [2]]
+    assert not ctx.remarks
+    assert next(iter(load_samples(None, made).fitted(fixed)))["z"].shape == (2, 16)
+    assert str(made.inputs[0].shape) == "[batch,16]"
+
+
+def test_open_dims_are_fixed_at_their_size_in_the_samples() -> None:
+    text = """g (float[1,past] cache, float[1,"past + new"] mask, float[1,new] x) => (y)
+{ y = Neg (x) }"""
+    made = module(text)
+    ctx = Context(samples=load_samples(None, made))
+    fixed = Jetson(dims=("past:5",)).prepare(made, ctx)
+    assert [list(value.shape) for value in fixed.inputs if value.shape] == [[1, 5], [1, 13], [1, 8]]
+    (remark,) = ctx.remarks
+    assert "'new' is fixed at 8, its size in the samples" in remark.message
+
+
+@pytest.mark.parametrize(
+    ("dims", "batches", "words"),
+    [
+        (("batch:2",), (2, 3), "'batch' is 3 in sample 1, and 2 in dims"),
+        (("batch:2",), (3,), "give dims=[batch:3], or samples with a size of 2"),
+        ((), (2, 3), "'batch' is 2 in sample 0, and 3 in sample 1"),
+    ],
+)
+def test_samples_of_other_sizes_are_refused(
+    dims: tuple[str, ...], batches: tuple[int, ...], words: str
+) -> None:
+    made = generator()
+    samples = load_samples(lambda: map(noise, batches), made)
+    with pytest.raises(TargetError) as error:
+        Jetson(dims=dims).prepare(made, Context(samples=samples))
+    assert words in str(error.value)
+
+
+@needs_tvm
+def test_a_build_with_dims_compares_on_inputs_of_those_sizes(tmp_path: Path) -> None:
+    made = aigcc.build(generator(), "jetson(board=host,dims=[batch:2])", tmp_path / "out")
+    quality = made.artifact.manifest["quality"]
+    assert quality["is_lowered"] and quality["count"] == 4
+    assert made.artifact.manifest["inputs"][0]["shape"] == [2, 16]
+    assert str(made.original.inputs[0].shape) == "[batch,16]"
 
 
 def test_what_is_missing_is_named_with_its_command(
@@ -177,10 +237,9 @@ def test_a_program_for_this_machine_equals_onnx_runtime(
     made, feeds = generator(), noise(3)
     target = Jetson(board="host")
     ctx = Context(samples=load_samples(lambda: iter([feeds]), made))
-    lowered = target.lower(made, tmp_path, ctx)
+    lowered = compile_for(target, made, tmp_path, ctx)
     assert set(lowered.files) == {LIBRARY, PARAMETERS, SIGNATURE}
     assert {path.name for path in tmp_path.iterdir()} == set(lowered.files)
-    assert lowered.facts["dims"] == {"batch": 3}
     assert lowered.facts["kernels"] > 0
     assert any("expect 10 to 100 times" in remark.message for remark in ctx.remarks)
     session = target.session(tmp_path, lowered.entry)
@@ -200,7 +259,7 @@ def test_a_program_for_this_machine_equals_onnx_runtime(
 def test_a_program_for_a_board_equals_onnx_runtime_in_qemu(precision: str, tmp_path: Path) -> None:
     made, feeds = generator(), noise(2)
     target = Jetson(precision=precision, dims=("batch:2",), emulate=True)  # type: ignore[arg-type]
-    lowered = target.lower(made, tmp_path, Context())
+    lowered = compile_for(target, made, tmp_path, Context())
     assert lowered.facts["machine"] == "aarch64"
     expected = "float16 to float32" if precision == "fp16" else "float32 multiply-add"
     assert lowered.facts["instructions"][expected] > 0

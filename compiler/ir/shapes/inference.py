@@ -12,7 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
+from aigcc.ir.edit import held_graphs
 from aigcc.ir.shapes.contrib import CONTRIB
+from aigcc.ir.shapes.control import CONTROL_FLOW, Type, joined
 from aigcc.ir.shapes.rules import STANDARD, Dims
 from aigcc.ir.shapes.values import (
     UNKNOWN,
@@ -27,7 +29,6 @@ from aigcc.ir.shapes.values import (
 )
 from aigcc.ir.signatures import node_text
 
-Type = ir.TypeProtocol | None
 Imports = Mapping[str, int]
 Out = TypeVar("Out")
 
@@ -35,7 +36,6 @@ _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 # The only ops whose output dims depend on the values of floats.
 _READS_FLOATS = ("Resize", "Upsample", "Range", "OneHot")
 _TENSORS = (ir.TensorType, ir.SparseTensorType)
-_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def infer_shapes(model: ir.Model, *, only_missing: bool = False) -> list[Stopped
         return []
     imports = _normalised(model.opset_imports)
     values = Values(imports.get("", 0), defaults_are_constant=model.ir_version < 4)
-    walk = _Walk(model.functions, values, only_missing)
+    walk = Walk(model.functions, values, only_missing)
     walk.graph(model.graph, imports)
     walk.settle_functions()
     return list(walk.stopped.values())
@@ -94,7 +94,7 @@ def infer_node(node: ir.Node, opset: int) -> None:
     Raises:
         ModelError: The inputs contradict each other, or the outputs what is declared.
     """
-    _Walk({}, Values(opset), only_missing=False).node(node, {"": opset, node.domain: opset})
+    Walk({}, Values(opset), only_missing=False).node(node, {"": opset, node.domain: opset})
 
 
 def _computed_values(model: ir.Model) -> Iterator[ir.Value]:
@@ -103,9 +103,7 @@ def _computed_values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _is_done(node: ir.Node) -> bool:
-    return all(_is_complete(value) for value in node.outputs) and not any(
-        attribute.type in _GRAPHS for attribute in node.attributes.values()
-    )
+    return all(_is_complete(value) for value in node.outputs) and not held_graphs(node)
 
 
 def _is_complete(value: ir.Value) -> bool:
@@ -124,7 +122,7 @@ def _normalised(imports: Imports) -> dict[str, int]:
 
 
 @dataclasses.dataclass
-class _Walk:
+class Walk:
     """One pass over a graph and whatever it holds or calls.
 
     Attributes:
@@ -156,9 +154,11 @@ class _Walk:
         function = self.functions.get(node.op_identifier())
         if function is not None:
             reason = self._call(node, function)
-        elif node.domain == "" and node.op_type in _CONTROL_FLOW:
-            reason = _CONTROL_FLOW[node.op_type](self, node, imports)
+        elif node.domain == "" and node.op_type in CONTROL_FLOW:
+            reason = CONTROL_FLOW[node.op_type](self, node, imports)
         else:
+            for graph in held_graphs(node):
+                self.graph(graph, imports)
             site = Site(node, imports.get(node.domain, 0), self.values)
             reason = self._operator(site)
         if not all(_is_complete(value) for value in node.outputs) and _has_known_inputs(node):
@@ -242,7 +242,7 @@ class _Walk:
             for value in inner.outputs:
                 value.type = value.shape = None
         imports = _normalised(function.opset_imports)
-        walk = _Walk(self.functions, Values(imports.get("", 0), known), False, seen=self.seen)
+        walk = Walk(self.functions, Values(imports.get("", 0), known), False, seen=self.seen)
         walk.graph(body, imports)
         originals = dict(zip(body.all_nodes(), function.all_nodes(), strict=True))
         for inner, stop in walk.stopped.items():
@@ -358,14 +358,6 @@ def _merged_dim(old: Dim, new: Dim) -> Dim | None:
     if isinstance(old, int) or not is_known(new):
         return old
     return new if isinstance(new, int) or not is_known(old) else old
-
-
-def joined(a: tuple[Type, Dims], b: tuple[Type, Dims]) -> tuple[Type, Dims]:
-    """What two types have in common."""
-    kind = a[0] if a[0] == b[0] else None
-    if a[1] is None or b[1] is None or len(a[1]) != len(b[1]):
-        return kind, None
-    return kind, [x if x == y else UNKNOWN for x, y in zip(a[1], b[1], strict=True)]
 
 
 def _contradiction(node: ir.Node, value: ir.Value, declared: str, inferred: str) -> ModelError:
@@ -499,69 +491,3 @@ def _tensor_proto(array: Array | None, dtype: ir.DataType | None) -> onnx.Tensor
         return None
     data = array.astype(dtype.numpy())
     return onnx.TensorProto(data_type=dtype.value, dims=array.shape, raw_data=data.tobytes())
-
-
-def _if(walk: _Walk, node: ir.Node, imports: Imports) -> str:
-    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
-    for branch in branches:
-        walk.graph(branch, imports)
-    for output, then, otherwise in zip(
-        node.outputs, branches[0].outputs, branches[1].outputs, strict=False
-    ):
-        kind, dims = joined(
-            (then.type, to_dims(then.shape)), (otherwise.type, to_dims(otherwise.shape))
-        )
-        walk.merge(node, output, kind, dims)
-    return "the branches of If do not agree, or do not say"
-
-
-def _loop(walk: _Walk, node: ir.Node, imports: Imports) -> str:
-    body = node.attributes["body"].as_graph()
-    state = [value for value in node.inputs[2:] if value is not None]
-    fixed: list[tuple[Type, Dims]] = [
-        (ir.TensorType(ir.DataType.INT64), []),
-        (ir.TensorType(ir.DataType.BOOL), []),
-    ]
-    types = walk.stable_state(body, imports, fixed, state)
-    for value, (kind, dims) in zip(body.inputs, [*fixed, *types], strict=False):
-        walk.merge(node, value, kind, dims)
-    walk.graph(body, imports)
-    for output, (kind, dims) in zip(node.outputs, types, strict=False):
-        walk.merge(node, output, kind, dims)
-    rounds = len(state)
-    for output, result in zip(node.outputs[rounds:], body.outputs[1 + rounds :], strict=False):
-        dims = to_dims(result.shape)
-        walk.merge(node, output, result.type, None if dims is None else [UNKNOWN, *dims])
-    return "the rounds of Loop do not agree, or its body does not say"
-
-
-def _scan(walk: _Walk, node: ir.Node, imports: Imports) -> str:
-    if imports.get("", 0) < 9:
-        return "Scan has another meaning before opset 9"
-    body = node.attributes["body"].as_graph()
-    count = node.attributes["num_scan_inputs"].as_int()
-    operands = [value for value in node.inputs if value is not None]
-    split = len(operands) - count
-    state, sequences = operands[:split], operands[split:]
-    axes = node.attributes.get_ints("scan_input_axes") or (0,) * count
-    length: Dim = UNKNOWN
-    for value, inner, axis in zip(sequences, body.inputs[split:], axes, strict=False):
-        dims = to_dims(value.shape)
-        if dims is not None:
-            length = dims.pop(axis)
-        walk.merge(node, inner, value.type, dims)
-    for value, inner in zip(state, body.inputs, strict=False):
-        walk.merge(node, inner, value.type, to_dims(value.shape))
-    walk.graph(body, imports)
-    for output, value in zip(node.outputs, state, strict=False):
-        walk.merge(node, output, value.type, to_dims(value.shape))
-    axes = node.attributes.get_ints("scan_output_axes") or (0,) * len(body.outputs)
-    for output, result, axis in zip(node.outputs[split:], body.outputs[split:], axes, strict=False):
-        dims = to_dims(result.shape)
-        if dims is not None:
-            dims.insert(axis + len(dims) + 1 if axis < 0 else axis, length)
-        walk.merge(node, output, result.type, dims)
-    return "the body of Scan does not say"
-
-
-_CONTROL_FLOW = {"If": _if, "Loop": _loop, "Scan": _scan}

@@ -6,19 +6,23 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 
 @contextmanager
-def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
+def replacing(*paths: Path, removed: Iterable[Path] = ()) -> Iterator[list[BinaryIO]]:
     """Open new contents for `paths`, which take their places together when the block ends.
 
     The new contents lie beside their places, so the disk must hold both for a while. If the block
     raises (Ctrl-C too), or the disk is full, they are removed and nothing else changes. Whoever
     has an old file open keeps reading the old contents. A symbolic link is replaced, not followed.
+
+    Args:
+        paths: Where the new contents go.
+        removed: Old files that the new contents make needless; they go when these come.
 
     Raises:
         OSError: If a file cannot be written or replaced.
@@ -29,7 +33,8 @@ def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
         for _, file in drafts:
             file.flush()
             os.fsync(file.fileno())
-        _swap([(draft, path) for (draft, _), path in zip(drafts, paths, strict=True)])
+        moves = {path: draft for (draft, _), path in zip(drafts, paths, strict=True)}
+        _swap(moves | dict.fromkeys(removed))
 
 
 @contextmanager
@@ -47,16 +52,19 @@ def _draft(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
         draft.unlink(missing_ok=True)
 
 
-def _swap(drafts: list[tuple[Path, Path]]) -> None:
-    """Move every draft to its place, or none."""
+def _swap(moves: dict[Path, Path | None]) -> None:
+    """Move every draft to its place, and remove what lies at a place without one; or do nothing."""
     undo: list[Callable[[], object]] = []
     links: list[Path] = []
     try:
-        for draft, path in drafts:
-            if len(drafts) > 1:
+        for path, draft in moves.items():
+            if len(moves) > 1:
                 links.append(_beside(path))
                 undo.append(_remember(path, links[-1]))
-            draft.replace(path)
+            if draft is None:
+                path.unlink()
+            else:
+                draft.replace(path)
     except BaseException:
         for step in reversed(undo):
             step()
@@ -64,7 +72,7 @@ def _swap(drafts: list[tuple[Path, Path]]) -> None:
     finally:
         for link in links:
             link.unlink(missing_ok=True)
-    for folder in {path.parent for _, path in drafts}:
+    for folder in {path.parent for path in moves}:
         descriptor = os.open(folder, os.O_RDONLY)
         with suppress(OSError):  # some file systems cannot sync a folder
             os.fsync(descriptor)

@@ -16,7 +16,6 @@ from aigcc.ir.slots import graph_protos, graphs, slots
 from aigcc.ir.storage import wire
 from aigcc.ir.storage.external import OPEN_FILES, DataFiles
 from aigcc.ir.storage.mapped import DataFile, MappedTensor, SparseTensor
-from aigcc.ir.storage.saving import root_cause
 from aigcc.ir.weights import SMALL
 
 _DATA_FIELDS = (
@@ -80,6 +79,14 @@ def load_model(path: str | Path) -> onnx_ir.Model:
         else:
             slot.put(_load_tensor(slot.tensor, files, at))
     return model
+
+
+def reads_from(model: onnx_ir.Model, path: Path) -> bool:
+    """Whether weights of a model are mapped from this file."""
+    return any(
+        isinstance(slot.tensor, MappedTensor) and slot.tensor.file.path == path.absolute()
+        for slot in slots(model)
+    )
 
 
 def file_bytes(path: str | Path) -> int:
@@ -195,6 +202,13 @@ def _deserialize(
                         hint="the file is older than ONNX 1.0: export the model again",
                     )
     return model, sparse
+
+
+def root_cause(error: BaseException) -> str:
+    """What onnx_ir's chain of errors began with."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return str(error).partition(" Please contribute")[0] or type(error).__name__
 
 
 def _is_reference(tensor: onnx_ir.TensorProtocol) -> TypeGuard[onnx_ir.ExternalTensor]:

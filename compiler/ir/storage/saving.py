@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +14,7 @@ from aigcc.errors import ModelError
 from aigcc.ir.slots import Slot, graph_protos, graphs, slots
 from aigcc.ir.storage import wire
 from aigcc.ir.storage.atomic import replacing
+from aigcc.ir.storage.loading import load_model, reads_from, root_cause
 from aigcc.ir.storage.mapped import DataFile, MappedTensor, SparseTensor
 from aigcc.ir.weights import SMALL, raw_bytes
 
@@ -29,7 +31,8 @@ def save_model(model: onnx_ir.Model, path: str | Path, external: bool | None = N
     """Save a model, writing one weight at a time.
 
     The file appears complete or not at all, and equal models give equal bytes. A file that the
-    weights of `model` are mapped from may be replaced; `model` stays valid and unchanged.
+    weights of `model` are mapped from may be replaced; `model` stays valid and unchanged. Where
+    the old model at `path` had weights in `<path>.data` and the new one has not, that file goes.
 
     Args:
         model: The model. Lazy tensors are computed, written and dropped one by one.
@@ -61,8 +64,10 @@ def save_model(model: onnx_ir.Model, path: str | Path, external: bool | None = N
             at=str(path),
             hint="save it with external=True: the weights go to a file beside the model",
         )
+    written = [path, data_path] if layout.beside else [path]
+    removed = [] if layout.beside else left_behind(path, data_path, load_model)
     try:
-        with replacing(*[path, data_path] if layout.beside else [path]) as files:
+        with replacing(*written, removed=removed) as files:
             for piece in pieces:
                 _write(layout.inside[piece] if isinstance(piece, int) else piece, files[0])
             for offset, tensor in layout.beside:
@@ -174,6 +179,17 @@ def hold(model: onnx_ir.Model, *paths: Path) -> None:
                 slot.put(MappedTensor(DataFile(path), tensor, Path(tensor.base_dir)))
 
 
+def left_behind(path: Path, data_path: Path, load: Callable[[Path], onnx_ir.Model]) -> list[Path]:
+    """The data file of the old model at `path`, which the new one will not have; or nothing."""
+    if not data_path.is_file():
+        return []
+    try:
+        old = load(path)
+    except ModelError:
+        return []  # nobody knows whose file it is
+    return [data_path] if reads_from(old, data_path) else []
+
+
 def _to_proto(
     model: onnx_ir.Model, found: list[Slot], layout: _Layout, path: Path
 ) -> onnx.ModelProto:
@@ -198,13 +214,6 @@ def _to_proto(
             slot.restore()
     layout.restore_sparse(proto)
     return proto
-
-
-def root_cause(error: BaseException) -> str:
-    """What onnx_ir's chain of errors began with."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return str(error).partition(" Please contribute")[0] or type(error).__name__
 
 
 def _write(piece: onnx_ir.TensorProtocol | bytes, file: BinaryIO) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import ChainMap
 from typing import Any
 
@@ -18,6 +19,7 @@ from aigcc.ir.surgeon.entry import Admission, Origin, Weight, graph_facts, tenso
 from aigcc.ir.weights import raw_bytes
 
 _Scope = ChainMap[str, onnx_ir.Value]
+_ELEMENT = re.compile(r"(.+)\[([0-9]+)\]")
 _FLOATS = (onnx_ir.AttributeType.FLOAT, onnx_ir.AttributeType.FLOATS)
 
 
@@ -292,18 +294,26 @@ class _Return:
     ) -> list[onnx_ir.Attr]:
         shown = self._origins.nodes[id(guest)].shown if home else {}
         old = dict(home.attributes) if home else {}
+        single, lists = _split_lists(guest.attrs)
+        for name, attribute in old.items():
+            if attribute.type == onnx_ir.AttributeType.GRAPHS and name not in shown:
+                lists.setdefault(name, [])
         made = []
-        for name in dict.fromkeys([*old, *guest.attrs]):
-            if name in old and name not in shown:  # the guest could not hold it
+        for name in dict.fromkeys([*old, *single, *lists]):
+            if name in lists:
+                doc = old[name].doc_string if name in old else None
+                graphs = [self.graph(graph, scope) for graph in lists[name]]
+                made.append(onnx_ir.AttrGraphs(name, graphs, doc))
+            elif name in old and name not in shown:  # the guest could not hold it
                 made.append(old[name])
-            elif name not in guest.attrs:
+            elif name not in single:
                 continue
-            elif name in old and _same(guest.attrs[name], shown[name]):
+            elif name in old and _same(single[name], shown[name]):
                 made.append(old[name])
-            elif guest.attrs[name] is None and isinstance(guest, gs.Function):
+            elif single[name] is None and isinstance(guest, gs.Function):
                 made.append(onnx_ir.Attr(name, onnx_ir.AttributeType.UNDEFINED, None))
             else:
-                made.append(self._attribute(name, guest.attrs[name], old.get(name), scope, at))
+                made.append(self._attribute(name, single[name], old.get(name), scope, at))
         return made
 
     def _attribute(
@@ -332,6 +342,19 @@ class _Return:
                 "graphs, and non-empty lists of one kind of them",
                 at=at,
             ) from error
+
+
+def _split_lists(attributes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[gs.Graph]]]:
+    """A guest's attributes, and apart from them the lists of graphs: `name[0]`, `name[1]`, ..."""
+    single: dict[str, Any] = {}
+    numbered: dict[str, dict[int, gs.Graph]] = {}
+    for name, value in attributes.items():
+        match = _ELEMENT.fullmatch(name)
+        if match and isinstance(value, gs.Graph):
+            numbered.setdefault(match[1], {})[int(match[2])] = value
+        else:
+            single[name] = value
+    return single, {name: [found[i] for i in sorted(found)] for name, found in numbered.items()}
 
 
 def _home(origins: dict[int, Origin], guest: Any) -> Any:

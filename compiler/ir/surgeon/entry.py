@@ -13,7 +13,6 @@ import onnx_ir
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.util.misc import convert_from_onnx_attr_type
 
-from aigcc.errors import ModelError
 from aigcc.ir.weights import raw_bytes
 
 _PLAIN = (
@@ -154,13 +153,13 @@ class Admission:
         return guest
 
     def _node(self, node: onnx_ir.Node) -> gs.Node:
+        attributes: dict[str, Any] = {}
         for attribute in node.attributes.values():
-            if attribute.type == onnx_ir.AttributeType.GRAPHS:
-                raise ModelError(
-                    f"onnx-graphsurgeon cannot hold attribute {attribute.name!r}, a list of graphs",
-                    at=f"node {node.name!r} ({node.op_type})",
-                )
-        attributes = {a.name: self._attribute(a) for a in node.attributes.values() if _fits(a)}
+            if attribute.type == onnx_ir.AttributeType.GRAPHS and not attribute.is_ref():
+                for index, graph in enumerate(attribute.value):
+                    attributes[f"{attribute.name}[{index}]"] = self._graph(graph)
+            elif _fits(attribute):
+                attributes[attribute.name] = self._attribute(attribute)
         guest = gs.Node(
             op=node.op_type,
             name=node.name,

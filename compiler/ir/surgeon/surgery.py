@@ -25,8 +25,9 @@ def surgery(module: HasModel | onnx_ir.Model) -> Iterator[gs.Graph]:
 
     Weights are lazy constants: nothing is read until `.values` is. What the block leaves alone
     comes back as it was, with the metadata, types and weights that onnx-graphsurgeon cannot hold,
-    also under a new name. New nodes carry `aigcc.made_by = surgery`. Nodes come back in
-    topological order. If the block raises, the module keeps its old graph.
+    also under a new name. A list of graphs is shown as attributes `name[0]`, `name[1]` and so on.
+    New nodes carry `aigcc.made_by = surgery`. Nodes come back in topological order. If the block
+    raises, the module keeps its old graph.
 
         with surgery(module) as graph:
             for node in [n for n in graph.nodes if n.op == "Gelu"]:

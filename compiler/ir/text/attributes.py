@@ -61,17 +61,14 @@ class AttributeReader:
         """Read `<name: type = value, ...>` if it is there."""
         lexer = self._lexer
         found: dict[str, ir.Attr | GraphsText] = {}
-        if not lexer.accept("<") or lexer.accept(">"):
+        if not lexer.accept("<"):
             return found
-        while True:
-            at, name = lexer.start, lexer.take_name("for an attribute")
+        for at in lexer.items(">", "after the attributes"):
+            name = lexer.take_name("for an attribute")
             if name in found:
                 raise lexer.source.error(at, f"the attribute {name!r} is given twice")
             type_ = self.attribute_type() if lexer.accept(":") else None
             found[name] = self.value(name, type_)
-            if not lexer.accept(","):
-                break
-        lexer.take(">", "after the attributes")
         return found
 
     def value(self, name: str, declared: ir.AttributeType | None) -> ir.Attr | GraphsText:
@@ -105,26 +102,22 @@ class AttributeReader:
 
     def _list(self, declared: ir.AttributeType | None) -> tuple[ir.AttributeType, list[Any]]:
         lexer = self._lexer
-        at = lexer.start
+        start = lexer.start
         lexer.take("[")
-        if lexer.accept("]"):
-            if declared not in _ONE_OF:
-                raise lexer.source.error(
-                    at, "an empty list needs a type of list", hint="write it as `x: ints = []`"
-                )
-            return declared, []
         one = _ONE_OF.get(declared) if declared else None
         types, values = set(), []
-        while True:
-            at = lexer.start
+        for at in lexer.items("]", "after the elements"):
             type_, value = self._single(one)
             types.add(type_)
             values.append(value)
             if len(types) > 1 and types != {ir.AttributeType.INT, ir.AttributeType.FLOAT}:
                 raise lexer.source.error(at, "the elements of a list have different types")
-            if not lexer.accept(","):
-                break
-        lexer.take("]", "after the elements")
+        if not values:
+            if declared not in _ONE_OF:
+                raise lexer.source.error(
+                    start, "an empty list needs a type of list", hint="write it as `x: ints = []`"
+                )
+            return declared, []
         return _MANY_OF[max(types, key=lambda type_: type_ == ir.AttributeType.FLOAT)], values
 
     def _single(self, declared: ir.AttributeType | None) -> tuple[ir.AttributeType, Any]:
@@ -157,16 +150,13 @@ class AttributeReader:
     def _typed(self, declared: ir.AttributeType | None) -> tuple[ir.AttributeType, Any]:
         """Read a type, or a tensor, which starts with its type."""
         lexer = self._lexer
-        at, name = lexer.start, None
+        at = lexer.start
         typed = read_type(lexer)
         if declared == ir.AttributeType.TYPE_PROTO or (
             declared is None and lexer.kind not in ("{", "=", "name", "string")
         ):
             return ir.AttributeType.TYPE_PROTO, typed
-        if lexer.kind in ("name", "string"):
-            name = lexer.take_name()
-        lexer.accept("=")
-        tensor = self._tensors.read(typed, at, name)
+        tensor = self._tensors.read_named(typed, at)
         if isinstance(tensor, SparseConstant):
             return ir.AttributeType.SPARSE_TENSOR, tensor
         return ir.AttributeType.TENSOR, tensor

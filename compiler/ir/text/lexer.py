@@ -159,6 +159,18 @@ class Lexer:
             raise self.source.error(at, f"{_clip(token)} does not fit 64 bits")
         return value
 
+    def items(self, close: str, why: str) -> Iterator[int]:
+        """Where each item of a list starts, with commas between them and `close` at the end.
+
+        The caller reads an item before it asks for the next.
+        """
+        if self.accept(close):
+            return
+        yield self.start
+        while self.accept(","):
+            yield self.start
+        self.take(close, why)
+
     @contextmanager
     def nested(self) -> Iterator[None]:
         """Count a level of nesting; too many are an error here and not in Python's stack."""

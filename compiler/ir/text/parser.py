@@ -118,10 +118,10 @@ class _Parser:
     def _header(self, keys: tuple[str, ...]) -> Header:
         lexer = self._lexer
         header = Header(lexer.start)
-        if not lexer.accept("<") or lexer.accept(">"):
+        if not lexer.accept("<"):
             return header
-        while True:
-            at, key = lexer.start, lexer.take("name", "for a key of the header")
+        for at in lexer.items(">", "after the header"):
+            key = lexer.take("name", "for a key of the header")
             if key not in keys:
                 raise self._source.error(
                     at, f"a header has no {key!r}", hint=did_you_mean(key, keys)
@@ -130,9 +130,6 @@ class _Parser:
                 raise self._source.error(at, f"the header says {key} twice")
             lexer.take(":", f"after {key}")
             setattr(header, key, self._header_value(key))
-            if not lexer.accept(","):
-                break
-        lexer.take(">", "after the header")
         return header
 
     def _header_value(self, key: str) -> int | str | dict[str, int] | dict[str, str]:
@@ -151,17 +148,12 @@ class _Parser:
         lexer = self._lexer
         opsets: dict[str, int] = {}
         lexer.take("[")
-        if lexer.accept("]"):
-            return opsets
-        while True:
-            at, domain = lexer.start, lexer.take_name("for a domain")
+        for at in lexer.items("]", "after the opsets"):
+            domain = lexer.take_name("for a domain")
             if domain in opsets:
                 raise self._source.error(at, f"the domain {domain!r} is imported twice")
             lexer.take(":", "after the domain")
             opsets[domain] = lexer.take_integer("for a version")
-            if not lexer.accept(","):
-                break
-        lexer.take("]", "after the opsets")
         return opsets
 
     def _function(self) -> FunctionText:
@@ -175,16 +167,13 @@ class _Parser:
         """The attributes of a function: `<alpha, beta: int, gamma: float = 1.0>`."""
         lexer = self._lexer
         found: dict[str, ir.Attr] = {}
-        if not lexer.accept("<") or lexer.accept(">"):
+        if not lexer.accept("<"):
             return []
-        while True:
-            at, name = lexer.start, lexer.take_name("for an attribute")
+        for at in lexer.items(">", "after the attributes"):
+            name = lexer.take_name("for an attribute")
             if name in found:
                 raise self._source.error(at, f"the attribute {name!r} is declared twice")
             found[name] = self._parameter(name)
-            if not lexer.accept(","):
-                break
-        lexer.take(">", "after the attributes")
         return list(found.values())
 
     def _parameter(self, name: str) -> ir.Attr:
@@ -224,15 +213,7 @@ class _Parser:
         return GraphText(name, inputs, outputs, entries, nodes, facts, closed_at)
 
     def _values(self, close: str, data: bool) -> list[ValueText]:
-        values: list[ValueText] = []
-        if self._lexer.accept(close):
-            return values
-        while True:
-            values.append(self._value(data))
-            if not self._lexer.accept(","):
-                break
-        self._lexer.take(close, "after the last value")
-        return values
+        return [self._value(data) for _ in self._lexer.items(close, "after the last value")]
 
     def _value(self, data: bool) -> ValueText:
         """`type name = data`, where the type and the data may be missing."""

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from aigcc.errors import ModelError
 from aigcc.ir.storage.atomic import replacing
-from aigcc.ir.storage.saving import hold
+from aigcc.ir.storage.saving import hold, left_behind
 from aigcc.ir.text.attributetext import Style
 from aigcc.ir.text.dataref import WeightFile, needs_data_file
 from aigcc.ir.text.graphtext import WIDTH, GraphPrinter
@@ -83,7 +83,8 @@ def write_text(
 
     Weights that are in a file already stay there, and the text refers to that file. The other
     ones of more than `inline_limit` elements are written one at a time: into `data`, or else into
-    `<path>.data`. A file that the weights of `model` are mapped from may be replaced.
+    `<path>.data`. A file that the weights of `model` are mapped from may be replaced. Where the old
+    text at `path` had weights in `<path>.data` and the new one has not, that file goes.
 
     Args:
         model: The model.
@@ -97,12 +98,14 @@ def write_text(
     """
     path = Path(path)
     beside = path.with_name(path.name + ".data")
-    paths = [path]
+    paths, removed = [path], []
     if data is None and needs_data_file(model, inline_limit, beside):
         hold(model, beside)
         paths.append(beside)
+    else:
+        removed = left_behind(path, beside, read_text)
     try:
-        with replacing(*paths) as (file, *weights):
+        with replacing(*paths, removed=removed) as (file, *weights):
             text = print_model(
                 model,
                 folder=path.parent,

@@ -73,6 +73,13 @@ class TensorReader:
             raise lexer.source.error(at, f"this shape is not possible: {error}") from error
         return ir.Tensor(array, dtype=dtype, name=name)
 
+    def read_named(self, typed: ir.TypeAndShape, at: int) -> ir.TensorProtocol | SparseConstant:
+        """Read `name = data`, where the name or the mark may be missing."""
+        lexer = self._lexer
+        name = lexer.take_name() if lexer.kind in ("name", "string") else None
+        lexer.accept("=")
+        return self.read(typed, at, name)
+
     def _sparse(self, dims: list[int]) -> SparseConstant:
         """Read `sparse {values, indices}`."""
         self._lexer.advance()
@@ -80,7 +87,7 @@ class TensorReader:
         parts = []
         for mark in (",", "}"):
             at = self._lexer.start
-            part = self.read(read_type(self._lexer), at, None)
+            part = self.read_named(read_type(self._lexer), at)
             if isinstance(part, SparseConstant):
                 raise self._lexer.source.error(at, "a part of a sparse tensor cannot be sparse")
             parts.append(part)
@@ -120,14 +127,9 @@ class TensorReader:
         lexer = self._lexer
         lexer.take("{")
         strings: list[bytes] = []
-        if lexer.accept("}"):
-            return strings
-        while True:
+        for _ in lexer.items("}", "after the strings"):
             value = lexer.take_string()
             strings.append(value if isinstance(value, bytes) else value.encode("utf-8"))
-            if not lexer.accept(","):
-                break
-        lexer.take("}", "after the strings")
         return strings
 
     def _elements(self, dtype: ir.DataType, dims: list[int]) -> npt.NDArray[Any]:
@@ -173,18 +175,13 @@ def read_string_pairs(lexer: Lexer) -> dict[str, str]:
     """Read `["key": "value", ...]`."""
     pairs: dict[str, str] = {}
     lexer.take("[")
-    if lexer.accept("]"):
-        return pairs
-    while True:
-        at, key = lexer.start, lexer.take_name("for a key")
+    for at in lexer.items("]", "after the last pair"):
+        key = lexer.take_name("for a key")
         if key in pairs:
             raise lexer.source.error(at, f"{key!r} is given twice")
         lexer.take(":", "after a key")
-        at, value = lexer.start, lexer.take_string()
+        value_at, value = lexer.start, lexer.take_string()
         if isinstance(value, bytes):
-            raise lexer.source.error(at, "this must be UTF-8")
+            raise lexer.source.error(value_at, "this must be UTF-8")
         pairs[key] = value
-        if not lexer.accept(","):
-            break
-    lexer.take("]", "after the last pair")
     return pairs

@@ -129,7 +129,7 @@ def _read_shape(lexer: Lexer) -> ir.Shape | None:
 def _read_dims(lexer: Lexer) -> ir.Shape:
     dims: list[int | str | None] = []
     denotations: list[str | None] = []
-    while True:
+    for _ in lexer.items("]", "after the dimensions"):
         if lexer.accept("?"):
             dims.append(None)
         elif lexer.kind == "number":
@@ -137,7 +137,4 @@ def _read_dims(lexer: Lexer) -> ir.Shape:
         else:
             dims.append(lexer.take_name("for a dimension"))
         denotations.append(lexer.take_name("for a denotation") if lexer.accept(":") else None)
-        if not lexer.accept(","):
-            break
-    lexer.take("]", "after the dimensions")
     return ir.Shape(dims, denotations, frozen=True)

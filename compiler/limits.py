@@ -14,25 +14,13 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from aigcc.ir.module import Module
-from aigcc.target import Capabilities, Problem, node_label, op_key
+Limits = Sequence[Mapping[str, Any]]
 
 
-def refusal(node: ir.Node, can: Capabilities, opset: int) -> str:
-    """Why a runtime cannot take this node although it has its operator; empty where it can."""
-    alternatives = can.facts.get("limits", {}).get(op_key(node), [{}])
+def broken_limit(node: ir.Node, alternatives: Limits, opset: int) -> str:
+    """Why a node fulfils none of the alternatives; empty where it fulfils one."""
     reasons = [_unmet(node, conditions, opset) for conditions in alternatives]
     return "" if "" in reasons else "; or ".join(dict.fromkeys(reasons))
-
-
-def check_limits(module: Module, can: Capabilities) -> list[Problem]:
-    """A problem for every node that breaks a limit."""
-    problems = []
-    for node in module.nodes():
-        reason = refusal(node, can, module.opset)
-        if reason:
-            problems.append(Problem(f"{op_key(node)}: {reason}", node=node_label(node)))
-    return problems
 
 
 def _unmet(node: ir.Node, conditions: Mapping[str, Any], opset: int) -> str:
