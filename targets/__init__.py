@@ -10,6 +10,7 @@ from aigcc.options import build, read_calls
 from aigcc.target import Target
 
 _CLASSES = {
+    "cpu": "aigcc.targets.cpu:Cpu",
     "gpu": "aigcc.targets.gpu:Gpu",
     "jetson": "aigcc.targets.jetson:Jetson",
     "mobile": "aigcc.targets.mobile:Mobile",

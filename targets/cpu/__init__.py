@@ -1,0 +1,184 @@
+"""Cloud CPUs through OpenVINO: bf16 and int8 kernels for AVX-512, VNNI and AMX."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from onnx_ir.passes.common import InlinePass
+
+from aigcc.errors import TargetError
+from aigcc.ir.module import Module
+from aigcc.options import option
+from aigcc.pipeline.context import Context
+from aigcc.samples import load_samples
+from aigcc.target import Lowered, Problem, Requirement, Target, node_label
+from aigcc.targets import worker
+from aigcc.targets.cpu import convert
+from aigcc.targets.cpu.example import example_for
+from aigcc.targets.cpu.kernels import KERNELS, Kernel, summarise, with_products, write_table
+from aigcc.targets.cpu.session import OpenVinoSession
+
+MODEL = "model.xml"
+WEIGHTS = "model.bin"
+INSTALL = "pip install openvino==2026.4.1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cpu(Target):
+    """OpenVINO on the CPU of a server or a PC.
+
+    Each node runs in the types that the module gives it: bfloat16 between Casts, and int8 where
+    QuantizeLinear and DequantizeLinear surround it. The kernels that this machine chose are read
+    back; a CPU without bfloat16 or int8 instructions takes others.
+    """
+
+    name: ClassVar[str] = "cpu"
+    summary: ClassVar[str] = "Intel and AMD servers and PCs, through OpenVINO"
+
+    precision: Literal["fp32", "bf16"] = option(
+        "fp32", "of what the module leaves in float32; bf16 narrows nearly all of it"
+    )
+    activation_group: int = option(
+        0, "round activations to int8 before int8 or int4 weights, so many to a scale; 0 does not"
+    )
+    threads: int | None = option(None, "threads of the program; all cores by default")
+
+    @property
+    def tolerance(self) -> float:
+        """Bfloat16 has 8 bits, and errors add up over layers."""
+        if self.precision == "bf16":
+            return 1e-1
+        return 1e-4 if not self.activation_group else 5e-2
+
+    def pipeline(self) -> str:
+        """Canonicalise, fuse, and replace what OpenVINO lacks."""
+        return "canonicalize,fuse,legalize,canonicalize"
+
+    def requirements(self) -> list[Requirement]:
+        """The library that converts and runs."""
+        if not _is_installed():
+            return [Requirement("openvino", False, "not installed: nothing can be built", INSTALL)]
+        return [Requirement("openvino", True, importlib.metadata.version("openvino"))]
+
+    def check(self, module: Module) -> list[Problem]:
+        """Operators, types and limits of the table, and blocks that do not divide their axis."""
+        return [*super().check(module), *_check_blocks(module)]
+
+    def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
+        """Write `model.xml` and its weights, and list the kernels in `kernels.json`.
+
+        Raises:
+            TargetError: no OpenVINO, or a refusal with the node that it names.
+        """
+        if not _is_installed():
+            raise TargetError("OpenVINO is not installed", hint=INSTALL)
+        module = _inlined(module)
+        properties = self.properties(ctx.threads)
+        with tempfile.TemporaryDirectory(dir=out) as scratch:
+            source, feeds = Path(scratch) / "model.onnx", Path(scratch) / "feeds.npz"
+            module.save(source, external=True)
+            request = {
+                "source": str(source),
+                "out": str(out / MODEL),
+                "properties": properties,
+                "nodes": [
+                    [node_label(node), [value.name for value in node.outputs if value.name]]
+                    for node in module.graph
+                ],
+                "inputs": _save_feeds(module, ctx, feeds),
+                "feeds": str(feeds),
+            }
+            answer = worker.call(f"{convert.__name__}:lower", request, ctx.progress)
+        kernels = with_products([Kernel(**row) for row in answer["kernels"]], module)
+        write_table(kernels, out / KERNELS)
+        facts = {
+            "library": f"OpenVINO {answer['version']}",
+            "processor": answer["processor"],
+            "properties": properties,
+            "kernels": summarise(kernels),
+        }
+        return Lowered((MODEL, WEIGHTS, KERNELS), MODEL, facts, _precision(kernels))
+
+    def session(self, folder: Path, entry: str, threads: int | None = None) -> OpenVinoSession:
+        """The program on this machine's CPU."""
+        return OpenVinoSession(folder / entry, self.properties(threads))
+
+    def open(self, module: Module, threads: int | None = None) -> OpenVinoSession | None:
+        """The module on this machine's CPU; None without OpenVINO."""
+        if not _is_installed():
+            return None
+        with tempfile.TemporaryDirectory(prefix="aigcc-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "model.onnx"
+            _inlined(module).save(path, external=True)
+            return OpenVinoSession(path, self.properties(threads))
+
+    def example(self, module: Module, entry: str) -> str:
+        """Runs the model once with numpy and OpenVINO; prints shapes and a time."""
+        return example_for(module, entry, self.properties())
+
+    def properties(self, threads: int | None = None) -> dict[str, Any]:
+        """What the model is compiled with; OpenVINO would choose types by itself otherwise."""
+        return {
+            "INFERENCE_PRECISION_HINT": "f32" if self.precision == "fp32" else "bf16",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.activation_group,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self.threads or threads or 0,
+        }
+
+
+def _precision(kernels: list[Kernel]) -> dict[str, str]:
+    """What the products are computed in, by node; int8 stands for uint8 as well."""
+    return {
+        node: "int8" if kernel.computes_in == "uint8" else kernel.computes_in
+        for kernel in kernels
+        if kernel.multiplies
+        for node in kernel.nodes
+    }
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _check_blocks(module: Module) -> Iterator[Problem]:
+    for node in module.nodes():
+        size = node.attributes.get_int("block_size", 0)
+        shape = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
+        if node.op_type not in ("DequantizeLinear", "QuantizeLinear") or not size or shape is None:
+            continue
+        length = shape[node.attributes.get_int("axis", 1)]
+        if isinstance(length, int) and length % size:
+            yield Problem(
+                f"{node.op_type}: blocks of {size} do not divide an axis of {length}",
+                node=node_label(node),
+            )
+
+
+def _inlined(module: Module) -> Module:
+    """A module without calls of functions, which OpenVINO does not know."""
+    if not module.model.functions:
+        return module
+    made = module.clone()
+    InlinePass()(made.model)
+    return made
+
+
+def _save_feeds(module: Module, ctx: Context, path: Path) -> list[str]:
+    """Write the first sample and return the names of its arrays, in order.
+
+    Types without a numpy type of their own become integers of their size.
+    """
+    feeds = next(iter(ctx.samples or load_samples(None, module)))
+    arrays = [
+        array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
+        for array in feeds.values()
+    ]
+    np.savez(path, *arrays)
+    return list(feeds)
