@@ -7,6 +7,7 @@ import difflib
 import importlib.metadata
 import platform
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,10 +26,14 @@ from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.ir.verify import verify as verify_module
 from aigcc.options import show
+from aigcc.passes.quant.quantise import FULL
+from aigcc.passes.quant.readback import refuse_mismatches
 from aigcc.pipeline.context import Context, Remark
 from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
 from aigcc.pipeline.text import format, parse
 from aigcc.quality import Suspects, measure
+from aigcc.report.page import write_report
+from aigcc.report.program import describe_program, stored_bytes
 from aigcc.runtime import OrtSession
 from aigcc.samples import Samples, load_samples
 from aigcc.synthetic import vocabulary
@@ -36,6 +41,9 @@ from aigcc.target import Session, Target
 
 if TYPE_CHECKING:
     import torch
+
+RECIPE = "recipe.toml"
+"""The file of an artifact that says which node is quantised how."""
 
 Verify = Literal["off", "structure", "numeric"]
 Progress = Callable[[str, float], None]
@@ -151,6 +159,9 @@ def build(
     passes: str | Iterable[Pass] | None = None,
     catalogue: Mapping[str, type[Pass]] | None = None,
     samples: str | Path | Samples | Callable[[], Iterable[Mapping[str, Any]]] | None = None,
+    calibration: str | Path | Samples | Callable[[], Iterable[Mapping[str, Any]]] | None = None,
+    budget: str | None = None,
+    recipe: str | Path | None = None,
     observers: Iterable[Observer] = (),
     verify: Verify = "numeric",
     overwrite: bool = False,
@@ -170,6 +181,10 @@ def build(
         catalogue: The passes that a pipeline text may name; aigcc's by default.
         samples: A folder, a file, `module:callable`, or a function that yields feeds; synthetic
             inputs by default.
+        calibration: More samples, to calibrate quantisation on; those of `samples` by default.
+        budget: Quantise as far as this allows, such as `sqnr>=30,size<=0.5x`: appends
+            `assign-precision` and `insert-qdq` to the pipeline.
+        recipe: Quantise as this file says, instead of looking for the best.
         observers: Told about every pass.
         verify: "structure" checks the IR after every pass; "numeric" also runs the artifact and
             the original on the samples and compares; "off" checks the original only.
@@ -187,22 +202,32 @@ def build(
         from aigcc.targets import make_target
 
         target = make_target(target)
-    pipeline = _pipeline(passes, target, catalogue)
+    pipeline = [*_pipeline(passes, target, catalogue), *_quantisation(budget, recipe)]
     manager = PassManager(pipeline, observers=observers, check=verify != "off")
     out = Path(out)
     check_free(out, overwrite=overwrite)
     progress("reading the model", 0.0)
     original = load(source, inputs, dynamic_shapes, roots=roots)
     feeds = samples if isinstance(samples, Samples) else load_samples(samples, original)
-    module = original.clone()
     ctx = Context(target=target, samples=feeds, threads=threads, progress=progress)
+    ctx.maker = target.name
+    prepared = target.prepare(original, ctx)
+    ctx.samples = feeds = feeds.fitted(prepared)
+    if calibration is not None:
+        ctx.calibration_samples = (
+            calibration if isinstance(calibration, Samples) else load_samples(calibration, prepared)
+        )
+    module = prepared.clone()
     with staged(out, overwrite=overwrite) as staging:
         runs = manager.run(module, ctx)
         _refuse_problems(target, module, pipeline)
         ctx.maker = target.name
         progress(f"lowering for {target.name}", 0.0)
         lowered = target.lower(module, staging, ctx)
+        refuse_mismatches(module, target, lowered.precision)
         (staging / "example.py").write_text(target.example(module, lowered.entry), "utf-8")
+        if ctx.recipe is not None:
+            ctx.recipe.save(staging / RECIPE)
         quality = session = None
         if verify == "numeric":
             session = target.session(staging, lowered.entry, threads)
@@ -210,29 +235,47 @@ def build(
             session = session or _before_lowering(module, ctx)
         if session is not None:
             progress("comparing with the original", 0.0)
-            quality = measure(original, session, feeds, threads)
+            quality = measure(original, session, feeds, threads, ctx.budget)
             quality.is_lowered = is_lowered
-            command = _bisect_command(source, pipeline, target, samples, roots)
-            Suspects(original, pipeline, runs, target, feeds, command).refuse(quality)
+            if ctx.budget is None:
+                command = _bisect_command(source, pipeline, target, samples, roots)
+                Suspects(prepared, pipeline, runs, target, feeds, command).refuse(quality)
+            else:
+                quality.refuse(ctx.budget, show(target, target.name))
         rows = {value.name: vocabulary(value) for value in original.inputs}
+        files = describe_files(staging)
         manifest = {
             "target": show(target, target.name, explicit=True),
             "pipeline": format(pipeline, explicit=True),
             "entry": lowered.entry,
             "device_files": list(lowered.files),
             "source": _name(source),
+            "command": _build_command(source, target, pipeline, samples, roots, verify),
             "versions": _versions(),
             "inputs": [describe_value(value, rows.get(value.name)) for value in module.inputs],
             "outputs": [describe_value(value) for value in module.outputs],
             "nodes": {"before": _count(original), "after": _count(module)},
-            "quality": None if quality is None else quality.describe(feeds),
-            "facts": dict(lowered.facts),
+            "bytes": {
+                "before": stored_bytes(original),
+                "after": sum(files[name]["bytes"] for name in lowered.files),
+            },
+            **describe_program(original, module, pipeline, runs),
+            "quality": None
+            if quality is None
+            else {**quality.describe(feeds), "tolerance": target.tolerance},
+            "facts": {**lowered.facts, **_counted(lowered.precision)},
             "remarks": [dataclasses.asdict(r) for r in ctx.remarks if r.kind != "applied"],
             "rewrites": dict(sorted(ctx.rewrites.items())),
-            "files": describe_files(staging),
+            "files": files,
         }
+        files |= write_report(staging, manifest)
         write_manifest(staging, manifest)
     return Build(Artifact.load(out, check=False), original, module, runs, ctx.remarks, feeds)
+
+
+def _counted(precision: Mapping[str, str]) -> dict[str, Any]:
+    """How many products are computed in each dtype."""
+    return {"products": dict(Counter(precision.values()).most_common())} if precision else {}
 
 
 def _pipeline(
@@ -243,6 +286,22 @@ def _pipeline(
     if passes is None:
         passes = target.pipeline()
     return parse(passes, catalogue) if isinstance(passes, str) else list(passes)
+
+
+def _quantisation(budget: str | None, recipe: str | Path | None) -> list[Pass]:
+    """The passes that quantise within a budget, or as a recipe says."""
+    from aigcc.passes.assign_precision import AssignPrecision
+    from aigcc.passes.insert_qdq import InsertQdq
+
+    if budget is None and recipe is None:
+        return []
+    if recipe is None:
+        assign = AssignPrecision(budget=str(budget))
+    elif budget is None:
+        assign = AssignPrecision(recipe=str(recipe))
+    else:
+        assign = AssignPrecision(budget=budget, recipe=str(recipe))
+    return [assign, InsertQdq(scheme=FULL)]
 
 
 def _refuse_problems(target: Target, module: Module, pipeline: Sequence[Pass]) -> None:
@@ -279,10 +338,7 @@ def _bisect_command(
     samples: object,
     roots: Iterable[Path],
 ) -> str:
-    from aigcc.passes import PASSES
-
-    is_text = isinstance(source, str | Path) and isinstance(samples, str | Path | None)
-    if not is_text or any(PASSES.get(current.name) is not type(current) for current in pipeline):
+    if not _is_command(source, pipeline, samples):
         return "aigcc.pipeline.bisect.find_first_wrong"
     words = ["aigcc", "bisect", str(source), "-p", format(pipeline)]
     words += ["-t", show(target, target.name), "--tolerance", f"{target.tolerance:g}"]
@@ -290,6 +346,37 @@ def _bisect_command(
     for root in roots:
         words += ["--data-root", str(root)]
     return shlex.join(words)
+
+
+def _is_command(source: object, pipeline: Sequence[Pass], samples: object) -> bool:
+    """Whether the command line can name all of this."""
+    from aigcc.passes import PASSES
+
+    is_text = isinstance(source, str | Path) and isinstance(samples, str | Path | None)
+    return is_text and all(PASSES.get(current.name) is type(current) for current in pipeline)
+
+
+def _build_command(
+    source: object,
+    target: Target,
+    pipeline: Sequence[Pass],
+    samples: object,
+    roots: Iterable[Path],
+    verify: Verify,
+) -> str | None:
+    """What builds this again where the files that it names lie; None if Python is needed."""
+    from aigcc.targets import TARGETS
+
+    if not _is_command(source, pipeline, samples) or TARGETS.get(target.name) is not type(target):
+        return None
+    words = ["aigcc", "build", _name(source), "-t", show(target, target.name)]
+    if format(pipeline) != format(parse(target.pipeline())):
+        words += ["-p", format(pipeline)]
+    words += [] if samples is None else ["--samples", _name(samples)]
+    for root in roots:
+        words += ["--data-root", Path(root).name]
+    words += [] if verify == "numeric" else ["--verify", verify]
+    return shlex.join([*words, "-o", "out"])
 
 
 def _name(source: object) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from aigcc.analysis.budget import Budget
+from aigcc.analysis.damage import Damage
 from aigcc.analysis.metrics import OutputError, compare_outputs
 from aigcc.errors import CompileError, TargetError
 from aigcc.ir.module import Module
@@ -40,6 +42,7 @@ class Quality:
         is_lowered: Whether the program itself ran, and not the module that was lowered to it.
         rounding: By output that a program with other roundings than the original's gets as wrong:
             the relative error of such a one.
+        damage: The figures that a budget bounds, where there is one.
     """
 
     worst: dict[str, OutputError] = dataclasses.field(default_factory=dict)
@@ -50,8 +53,11 @@ class Quality:
     failure: CompileError | None = None
     is_lowered: bool = True
     rounding: dict[str, float] = dataclasses.field(default_factory=dict)
+    damage: Damage | None = None
 
-    def add(self, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    def add(
+        self, feeds: Mapping[str, Any], expected: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> None:
         """Take in the outputs for one sample."""
         for row in compare_outputs(expected, given):
             if row.name not in self.worst or row.relative > self.worst[row.name].relative:
@@ -59,11 +65,34 @@ class Quality:
         for name, array in expected.items():
             if array.dtype.kind not in "OSU":
                 self.not_finite[name] += int((~np.isfinite(array)).sum())
+        if self.damage is not None:
+            self.damage.add(feeds, expected, given)
         self.count += 1
 
     def wrong(self, tolerance: float) -> list[OutputError]:
         """The outputs that are further off than `tolerance`."""
         return [row for row in self.worst.values() if not row.relative <= tolerance]
+
+    def refuse(self, budget: Budget, where: str) -> None:
+        """Do nothing if the program keeps a budget's bounds on quality.
+
+        Raises:
+            TargetError: it fails, gives NaN or infinite numbers, or breaks a bound.
+        """
+        assert self.damage is not None
+        if self.failure is not None:
+            raise TargetError(f"the built program fails: {self.failure}", at=where)
+        figures, original = self.damage.figures(), self.damage.original()
+        parts = [
+            f"{limit.metric} is {value:.4g}, not {limit.value(original.get(limit.metric, 0.0)):.4g}"
+            for limit, value in budget.missed(figures, original)
+        ]
+        if parts:
+            raise TargetError(
+                f"the built program breaks the budget {budget}: {'; '.join(parts)}",
+                at=where,
+                hint="ask for less, or let assign-precision choose which nodes are quantised",
+            )
 
     def describe(self, samples: Samples) -> dict[str, Any]:
         """The facts that the manifest keeps."""
@@ -84,21 +113,27 @@ class Quality:
 
 
 def measure(
-    original: Module, session: Session, samples: Samples, threads: int | None = None
+    original: Module,
+    session: Session,
+    samples: Samples,
+    threads: int | None = None,
+    budget: Budget | None = None,
 ) -> Quality:
     """Run a program and its original on all samples, one at a time, until the program fails.
+
+    With a budget the figures that it bounds are taken as well.
 
     Raises:
         CompileError: the original cannot run.
     """
-    quality = Quality()
+    quality = Quality(damage=None if budget is None else Damage(budget))
     reference = OrtSession(original, optimise=False, threads=threads)
     for feeds in samples:
         started = time.perf_counter()
         expected = samples.run(reference, feeds)
         quality.seconds = time.perf_counter() - started
         try:
-            quality.add(expected, session.run(feeds))
+            quality.add(feeds, expected, session.run(feeds))
         except CompileError as error:
             quality.failure = error
             break

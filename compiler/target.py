@@ -16,11 +16,13 @@ import numpy as np
 import onnx_ir as ir
 
 from aigcc.ir.module import Module
+from aigcc.limits import Limits, broken_limit
 from aigcc.pipeline.context import Context
 
 Feeds = Mapping[str, np.ndarray]
 
 _TABLE = "capabilities.toml"
+_SCHEMES = "quantize.toml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +36,26 @@ class Capabilities:
         dtypes: Element types that values may have.
         facts: Everything else of the target's table (Q/DQ placement, channel multiples, layouts,
             sparsity patterns): read by the passes that need it.
+        limits: By operator, what its nodes must fulfil besides; see `aigcc.limits`.
     """
 
     opset: tuple[int, int]
     ops: Mapping[str, tuple[str, ...]]
     dtypes: frozenset[str]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, Limits] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, package: str, file: str = _TABLE) -> Capabilities:
-        """The table `file` of a target's package."""
-        table = tomllib.loads(importlib.resources.files(package).joinpath(file).read_text("utf-8"))
+        """The table `file` of a target's package, and its schemes where it has `quantize.toml`."""
+        folder = importlib.resources.files(package)
+        table = tomllib.loads(folder.joinpath(file).read_text("utf-8"))
+        if folder.joinpath(_SCHEMES).is_file():
+            table["quantize"] = tomllib.loads(folder.joinpath(_SCHEMES).read_text("utf-8"))
         low, high = table.pop("opset")
         ops = {name: tuple(dtypes) for name, dtypes in table.pop("ops").items()}
-        return cls((low, high), ops, frozenset(table.pop("dtypes")), table)
+        dtypes, limits = frozenset(table.pop("dtypes")), table.pop("limits", {})
+        return cls((low, high), ops, dtypes, table, limits)
 
     def supports(self, node: ir.Node) -> bool:
         """Whether the runtime has a kernel for this node's operator (types aside)."""
@@ -85,12 +93,14 @@ class Lowered:
     Attributes:
         files: Names of the device files, relative to the artifact's folder.
         entry: The file that the runtime opens first.
-        facts: What was read back from the result (kernels, precisions, sizes, builder versions).
+        facts: What was read back from the result (kernels, sizes, builder versions).
+        precision: The dtypes in which products are computed, read back, by node.
     """
 
     files: tuple[str, ...]
     entry: str
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    precision: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Session(Protocol):
@@ -127,6 +137,17 @@ class Target(ABC):
     def requirements(self) -> list[Requirement]:
         """What lowering and running need on this machine. Cheap: nothing is loaded or built."""
 
+    def prepare(self, module: Module, ctx: Context) -> Module:
+        """What the passes get: the module, or a copy whose inputs the device can take.
+
+        A target that needs static shapes fixes the sizes of dynamic dims here, so that passes,
+        samples and the program all have the same ones. May be asked before samples are there.
+
+        Raises:
+            CompileError: an option does not fit the module, or the samples contradict it.
+        """
+        return module
+
     def check(self, module: Module) -> list[Problem]:
         """Everything that cannot be lowered, without the device's library."""
         return check_against(module, self.can)
@@ -149,6 +170,17 @@ class Target(ABC):
             threads: How many threads it may use, if it can use several; all cores by default.
         """
 
+    def open(self, module: Module, threads: int | None = None) -> Session | None:
+        """A module as this target runs it, without an artifact; None where that cannot be here.
+
+        Passes measure with it: the latency of single nodes, the quality of whole models.
+        """
+        return None
+
+    def runtime(self) -> str:
+        """The name and version of what runs the programs, which measurements depend on."""
+        return ", ".join(f"{r.name} {r.detail}" for r in self.requirements())
+
     @abstractmethod
     def example(self, module: Module, entry: str) -> str:
         """A Python program that runs the artifact from its own folder."""
@@ -165,7 +197,7 @@ def _load_capabilities(package: str) -> Capabilities:
 
 
 def check_against(module: Module, can: Capabilities) -> list[Problem]:
-    """The problems that a capability table alone shows: opset, operators, element types."""
+    """The problems that a capability table alone shows: opset, operators, types and limits."""
     problems = []
     low, high = can.opset
     if not low <= module.opset <= high:
@@ -184,6 +216,9 @@ def check_against(module: Module, can: Capabilities) -> list[Problem]:
         if dtypes is None:
             problems.append(Problem(f"no kernel for {key}", node=node_label(node)))
             continue
+        reason = broken_limit(node, can.limits[key], module.opset) if key in can.limits else ""
+        if reason:
+            problems.append(Problem(f"{key}: {reason}", node=node_label(node)))
         for value in (*node.inputs, *node.outputs):
             if value is None or value.dtype is None:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aigcc.passes.assign_precision import AssignPrecision
 from aigcc.passes.canonicalize import Canonicalize
 from aigcc.passes.convert_opset import ConvertOpset
 from aigcc.passes.eliminate_dead import EliminateDead
@@ -15,6 +16,7 @@ from aigcc.passes.fuse_linear import FuseLinear
 from aigcc.passes.fuse_norm import FuseNorm
 from aigcc.passes.fuse_rotary import FuseRotary
 from aigcc.passes.infer_shapes import InferShapes
+from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.legalize import Legalize
 from aigcc.passes.lift_constants import LiftConstants
 from aigcc.passes.merge_initializers import MergeInitializers
@@ -29,6 +31,7 @@ from aigcc.pipeline.manager import Pass
 PASSES: dict[str, type[Pass]] = {
     made.name: made
     for made in (
+        AssignPrecision,
         Canonicalize,
         ConvertOpset,
         EliminateDead,
@@ -42,6 +45,7 @@ PASSES: dict[str, type[Pass]] = {
         FuseNorm,
         FuseRotary,
         InferShapes,
+        InsertQdq,
         Legalize,
         LiftConstants,
         MergeInitializers,

@@ -158,7 +158,7 @@ def make_plan(module: Module, border: ir.DataType, reads: dict[ir.Value, str]) -
     Args:
         module: The module; every value has a type.
         border: The element type of graph inputs and outputs.
-        reads: Constants that float16 cannot hold, with the reason.
+        reads: Values that float16 cannot hold, with the reason.
     """
     plan = Plan({}, set(), {}, border)
     free: list[ir.Node] = []
@@ -194,9 +194,10 @@ def _pin(node: ir.Node, places: Slots, reads: dict[ir.Value, str]) -> str:
     made = node.outputs[0].dtype
     if node.op_type == "Cast" and made is not None and made.is_integer():
         return "float16 holds whole numbers only up to 2048"
-    for position in places.inputs:
-        value = node.inputs[position]
-        if value in reads:
+    touched = [node.inputs[position] for position in places.inputs]
+    touched += [node.outputs[position] for position in places.outputs]
+    for value in touched:
+        if value is not None and value in reads:
             return f"{value.name} {reads[value]}"
     return ""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from aigcc.analysis.stream import Stream
 from aigcc.errors import ModelError
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
@@ -29,6 +31,7 @@ from aigcc.pipeline.manager import Pass
 
 _LOWEST_FLOAT = float(np.finfo(np.float32).max) * 0.99
 _ROUNDING = 0.1
+_ROOM = 0.5  # of the largest float16: other inputs than the samples go further
 _SUFFIX = {FLOAT: "fp32", HALF: "fp16"}
 
 
@@ -53,11 +56,11 @@ class ToFp16(Pass):
     Convolutions and matrix products become float16. What leaves the range or the precision of
     float16 stays float32: `Range`, powers, exponentials, logarithms, square roots, sums, cumulative
     sums, trigonometric functions, casts to whole numbers, products of positions with frequencies,
-    sub-graphs, calls of functions, inputs that ONNX wants in float32 (the scales of `Resize`), and
-    nodes with a weight that float16 cannot hold. All other operators go along with their
-    neighbours, so that few casts remain. The lowest and the highest float32, which masks use
-    for infinity, become the lowest and the highest float16. Weights are narrowed when they are
-    saved, and stay mapped until then.
+    sub-graphs, calls of functions, inputs that ONNX wants in float32 (the scales of `Resize`),
+    nodes with a weight that float16 cannot hold, and nodes whose activations come near its largest
+    number on the samples. All other operators go along with their neighbours, so that few casts
+    remain. The lowest and the highest float32, which masks use for infinity, become the lowest and
+    the highest float16. Weights are narrowed when they are saved, and stay mapped until then.
     """
 
     name: ClassVar[str] = "to-fp16"
@@ -65,11 +68,13 @@ class ToFp16(Pass):
     after: ClassVar[tuple[str, ...]] = ("fuse", "legalize")
     exact: ClassVar[bool] = False
     keep_io: bool = option(True, "inputs and outputs of the graph stay float32")
+    measure: int = option(2, "samples that show where float16 overflows; 0 trusts that none does")
 
     def run(self, module: Module, ctx: Context) -> None:
         """Plan for the whole graph, then convert node by node."""
         border = FLOAT if self.keep_io else HALF
-        plan = make_plan(module, border, _unfit_constants(module, ctx))
+        unfit = _unfit_constants(module, ctx) | self._overflowing(module, ctx)
+        plan = make_plan(module, border, unfit)
         for node, reason in plan.pinned.items():
             if reason:
                 ctx.decline(node, f"kept float32: {reason}")
@@ -79,6 +84,33 @@ class ToFp16(Pass):
         if border == HALF and not ctx.rewrite(None, "inputs and outputs in float16"):
             plan.border = FLOAT
         _Conversion(module, plan, Names(module)).run()
+
+    def _overflowing(self, module: Module, ctx: Context) -> dict[ir.Value, str]:
+        """Computed values that come near the largest float16 on the samples, with the reason."""
+        values = {
+            str(value.name): value
+            for node in module.graph
+            for value in node.outputs
+            if value.name and is_float(value) and constant(value) is None
+        }
+        if ctx.samples is None or not self.measure or not values:
+            return {}
+        largest: dict[str, float] = {}
+
+        def look(name: str, array: npt.NDArray[Any]) -> None:
+            reach = max((abs(float(bound)) for bound in _finite_bounds(array)), default=0.0)
+            if reach < _LOWEST_FLOAT:  # masks use the lowest float32 for infinity
+                largest[name] = max(largest.get(name, 0.0), reach)
+
+        with Stream(module, values) as stream:
+            for feeds in itertools.islice(ctx.samples, self.measure):
+                ctx.progress("looking for what float16 cannot hold", 0.0)
+                stream.run(feeds, look)
+        return {
+            values[name]: f"reaches {reach:.3g} on the samples"
+            for name, reach in largest.items()
+            if reach > LARGEST * _ROOM
+        }
 
 
 def _unfit_constants(module: Module, ctx: Context) -> dict[ir.Value, str]:
@@ -116,6 +148,8 @@ def _misfit(tensor: ir.TensorProtocol) -> str:
 
 
 def _finite_bounds(array: npt.NDArray[Any]) -> list[np.floating[Any]]:
+    if not array.size:
+        return []
     bounds = [array.min(), array.max()]
     if not all(np.isfinite(bound) for bound in bounds):
         finite = array[np.isfinite(array)]

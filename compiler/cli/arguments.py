@@ -23,8 +23,9 @@ SamplesOption = Annotated[
     typer.Option(
         "--samples",
         "-s",
-        help="A folder of .npz files, one .npz, or module:callable that yields feeds. "
-        "Without it, inputs are synthetic, and figures say so.",
+        help="A folder of .npz files (one a sample) or of .npy files (one an input), one .npz, "
+        "or module:callable that yields feeds. Without it, inputs are synthetic, and figures say "
+        "so.",
         metavar="SAMPLES",
     ),
 ]

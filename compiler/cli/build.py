@@ -20,11 +20,11 @@ from aigcc.cli.arguments import (
     Threads,
     dump_folder,
 )
-from aigcc.cli.render import as_json, line, number, progress, seconds, size, table
+from aigcc.cli.render import as_json, line, progress, table
+from aigcc.figures import number, seconds, size
 
 if TYPE_CHECKING:
     from aigcc.driver import Build
-    from aigcc.ir.module import Module
 
 
 class Verify(StrEnum):
@@ -59,6 +59,27 @@ def build(
         ),
     ] = None,
     samples: SamplesOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BOUNDS",
+            help="Quantise as far as this allows, as measured: sqnr>=30, psnr>=40, cosine>=0.999, "
+            "perplexity<=+1%, size<=0.3x, latency<=0.5x; several with commas.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Quantise as a recipe.toml of an earlier build says, unmeasured."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SAMPLES",
+            help="More samples, to calibrate on, so that --samples judge what they did not make.",
+        ),
+    ] = None,
     dump_ir: DumpIr = None,
     print_after: PrintAfter = None,
     verify: Annotated[
@@ -99,6 +120,9 @@ def build(
             out,
             passes=passes,
             samples=samples,
+            calibration=calibration,
+            budget=budget,
+            recipe=recipe,
             observers=observers,
             verify=verify.value,
             overwrite=overwrite,
@@ -141,36 +165,12 @@ def _facts(made: Build, timing: dict[str, Any] | None) -> dict[str, Any]:
         "target": manifest["target"],
         "entry": manifest["entry"],
         "nodes": manifest["nodes"],
-        "bytes": {"before": _weight_bytes(made.original), "after": _device_bytes(manifest)},
+        "bytes": manifest["bytes"],
         "latency": timing,
         "quality": manifest["quality"],
         "passes": [dataclasses.asdict(run) for run in made.runs],
         "facts": manifest["facts"],
     }
-
-
-def _weight_bytes(module: Module) -> int:
-    """Bytes of the model's file and its data; of its weights, where it came from no file."""
-    path = module.path
-    if path is not None and path.suffix == ".onnx":
-        from aigcc.ir.storage.loading import file_bytes
-
-        return file_bytes(path)
-    tensors = {
-        id(v.const_value): v.const_value.nbytes
-        for graph in [module.graph, *module.graph.subgraphs()]
-        for v in graph.initializers.values()
-        if v.const_value is not None
-    }
-    return sum(tensors.values())
-
-
-def _device_bytes(manifest: Any) -> int:
-    return sum(
-        facts["bytes"]
-        for name, facts in manifest["files"].items()
-        if name in manifest["device_files"]
-    )
 
 
 def _show(facts: dict[str, Any], *, numeric: bool) -> None:
@@ -194,12 +194,13 @@ def _show(facts: dict[str, Any], *, numeric: bool) -> None:
         reason = "this machine cannot run the artifact" if numeric else "as --verify asks"
         line(f"quality: not measured, {reason}")
     else:
-        _show_quality(facts["quality"])
+        show_quality(facts["quality"])
     folder = shlex.quote(facts["artifact"])
-    line(f"\nwrote {folder}\nrun it: python {folder}/example.py")
+    line(f"\nwrote {folder}\nrun it: python {folder}/example.py\nread it: {folder}/report.html")
 
 
-def _show_quality(quality: dict[str, Any]) -> None:
+def show_quality(quality: dict[str, Any]) -> None:
+    """Print what `aigcc.quality.Quality.describe` says."""
     kind = "synthetic samples" if quality["synthetic"] else "samples"
     what = "quality" if quality["is_lowered"] else "quality before lowering"
     table(

@@ -7,21 +7,32 @@ import functools
 import resource
 import zipfile
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aigcc.cli.arguments import DataRoots, Json, Program, SamplesOption, Threads
-from aigcc.cli.render import as_json, number, seconds, size, table
+from aigcc.cli.render import as_json, line, progress, table
 from aigcc.errors import ArtifactError, CompileError
+from aigcc.figures import number, seconds, size
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from aigcc.analysis.layers import Layer, Layers
     from aigcc.ir.module import Module
     from aigcc.samples import Samples
     from aigcc.target import Session
+
+
+class Sort(StrEnum):
+    """What `compare --layers` sorts by."""
+
+    own = "own"
+    arriving = "arriving"
+    order = "order"
 
 
 def run(
@@ -103,7 +114,7 @@ def bench(
     ],
     samples: SamplesOption = None,
     time: Annotated[
-        float, typer.Option("--seconds", metavar="S", help="About how long to measure.")
+        float, typer.Option("--seconds", min=0, metavar="S", help="About how long to measure.")
     ] = 5.0,
     jobs: Threads = None,
     data_root: DataRoots = None,
@@ -116,19 +127,23 @@ def bench(
     from aigcc.benchmark import interleave
     from aigcc.samples import load_samples
 
-    calls: dict[str, Callable[[], object]] = {}
+    sessions: dict[str, Session] = {}
+    modules: list[Module] = []
     memory: dict[str, int] = {}
-    feeds = None
     for program in programs:
         before = _anonymous_bytes()
         module, session = _open(program, jobs, data_root, optimise=True)
-        feeds = feeds or load_samples(samples, module)
-        name = program if program not in calls else f"{program} #{len(calls) + 1}"
-        call = functools.partial(feeds.run, session, next(iter(feeds)))
-        call()
-        calls[name], memory[name] = call, _anonymous_bytes() - before
+        name = program if program not in sessions else f"{program} #{len(sessions) + 1}"
+        sessions[name], memory[name] = session, _anonymous_bytes() - before
+        modules.append(module)
+    feeds = load_samples(samples, min(modules, key=_count_dynamic))
+    calls: dict[str, Callable[[], object]] = {}
+    for name, session in sessions.items():
+        before = _anonymous_bytes()
+        calls[name] = functools.partial(feeds.run, session, next(iter(feeds)))
+        calls[name]()
+        memory[name] += _anonymous_bytes() - before
     timings = interleave(calls, seconds=time)
-    assert feeds is not None
     if json:
         as_json(
             {
@@ -158,8 +173,12 @@ def bench(
 
 
 def compare(
-    a: Program,
-    b: Program,
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="An artifact's folder, or a model: what is right.")
+    ],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="An artifact's folder, or a model to judge by A.")
+    ],
     samples: SamplesOption = None,
     psnr: Annotated[
         float | None,
@@ -169,11 +188,28 @@ def compare(
         float | None,
         typer.Option(metavar="X", help="Fail if max|a-b| / max|a| of any output is larger."),
     ] = None,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers", help="Rank the nodes of B by the error that each adds, not the outputs."
+        ),
+    ] = False,
+    sort: Annotated[
+        Sort,
+        typer.Option(
+            metavar="KEY",
+            help="With --layers: by the error that a node adds itself, by the error that has "
+            "arrived at it, or as nodes run.",
+        ),
+    ] = Sort.own,
+    top: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --layers: show so many nodes.")
+    ] = 20,
     jobs: Threads = None,
     data_root: DataRoots = None,
     json: Json = False,
 ) -> None:
-    """Compare the outputs of two programs on the same samples.
+    """Compare the outputs of two programs on the same samples, or the nodes inside them.
 
     Example: `aigcc compare model.onnx out --psnr 1.0`
     """
@@ -181,9 +217,14 @@ def compare(
     from aigcc.analysis.metrics import psnr as psnr_of
     from aigcc.samples import load_samples
 
+    if layers:
+        if psnr is not None or tolerance is not None:
+            raise typer.BadParameter("--psnr and --tolerance judge outputs, and --layers nodes")
+        _compare_layers(a, b, samples, sort, top, data_root, json=json)
+        return
     module, first = _open(a, jobs, data_root)
-    _, second = _open(b, jobs, data_root)
-    feeds = load_samples(samples, module)
+    other, second = _open(b, jobs, data_root)
+    feeds = load_samples(samples, min(module, other, key=_count_dynamic))
     rows: list[dict[str, Any]] = []
     for index, feed in enumerate(feeds):
         left, right = feeds.run(first, feed), second.run(feed)
@@ -213,6 +254,91 @@ def compare(
         )
 
 
+def _compare_layers(
+    a: str,
+    b: str,
+    samples: str | None,
+    sort: Sort,
+    top: int,
+    roots: list[Path] | None,
+    *,
+    json: bool,
+) -> None:
+    from aigcc.analysis.layers import compare_layers
+    from aigcc.samples import load_samples
+
+    original, other = _load(a, roots), _load(b, roots)
+    feeds = load_samples(samples, min(original, other, key=_count_dynamic))
+    with progress(quiet=json) as report:
+        found = compare_layers(original, other, feeds, progress=report)
+    rows = sorted(found.rows, key=lambda row: getattr(row, sort))
+    if json:
+        as_json(
+            {
+                "samples": feeds.source,
+                "synthetic": feeds.synthetic,
+                "nodes": found.nodes,
+                "matched": found.matched,
+                "unlike": found.unlike,
+                "first_broken": found.first_broken and found.first_broken.value,
+                "layers": rows[:top],
+            }
+        )
+        return
+    origins = [column for column in ("module", "source") if any(getattr(r, column) for r in rows)]
+    table(
+        _title(f"SQNR in {b} against {a}", feeds),
+        ["node", "op", "precision", ">own dB", ">arriving dB", *origins],
+        [
+            (
+                *(row.node, row.op, row.precision),
+                *(number(decibel, ".1f") for decibel in (row.own, row.arriving)),
+                *(getattr(row, column) or "" for column in origins),
+            )
+            for row in rows[:top]
+        ],
+    )
+    _say_what_was_matched(found, top)
+
+
+def _say_what_was_matched(found: Layers, top: int) -> None:
+    line()
+    if top < len(found.rows):
+        line(f"{top} of {len(found.rows)} values; --top {len(found.rows)} shows all")
+    if found.first_broken is not None:
+        line(_first_broken(found.first_broken))
+    line(f"{found.matched} of {found.nodes} nodes make a value that A makes too, by its name")
+    if found.matched < found.nodes:
+        line("what the others add counts at the next of these")
+    if found.unlike:
+        shown = ", ".join(found.unlike[:3]) + (", ..." if len(found.unlike) > 3 else "")
+        line(f"left out, since types or shapes differ: {len(found.unlike)} values ({shown})")
+
+
+def _first_broken(row: Layer) -> str:
+    how = "which makes it itself" if row.own_broken else "which is handed numbers that lead to it"
+    return f"NaN or infinity that A has not comes first out of {row.node} ({row.op}), {how}"
+
+
+def _load(program: str, roots: list[Path] | None) -> Module:
+    """A program whose nodes can be looked at."""
+    from aigcc.artifact import Artifact
+    from aigcc.driver import load
+    from aigcc.ir.module import Module
+
+    folder = Path(program)
+    if not folder.is_dir():
+        return load(program, roots=roots or ())
+    artifact = Artifact.load(folder)
+    if not artifact.entry.endswith(".onnx"):
+        raise ArtifactError(
+            f"its program is {artifact.entry}, whose nodes cannot be looked at",
+            at=program,
+            hint="build it with --dump-ir, and give the last .onnxtxt in OUT-ir",
+        )
+    return Module.load(folder / artifact.entry)
+
+
 def _open(
     program: str, threads: int | None, roots: list[Path] | None, *, optimise: bool = False
 ) -> tuple[Module, Session]:
@@ -236,6 +362,11 @@ def _open(
             hint="see aigcc doctor; the artifact's example.py runs it on the device",
         )
     return artifact.signature(), session
+
+
+def _count_dynamic(module: Module) -> int:
+    """How many dims of inputs vary: made-up samples fit all programs if they fit the strictest."""
+    return sum(not isinstance(dim, int) for value in module.inputs for dim in value.shape or ())
 
 
 def _anonymous_bytes() -> int:

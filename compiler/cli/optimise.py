@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,10 +19,19 @@ from aigcc.cli.arguments import (
     Target,
     dump_folder,
 )
-from aigcc.cli.render import as_json, line, progress, seconds, table
+from aigcc.cli.build import show_quality
+from aigcc.cli.render import as_json, line, progress, table
+from aigcc.cli.show import show_remarks
+from aigcc.errors import CompileError
+from aigcc.figures import number, seconds
 
 if TYPE_CHECKING:
+    from aigcc.ir.module import Module
     from aigcc.pipeline.bisect import FirstWrong
+    from aigcc.pipeline.context import Context
+    from aigcc.samples import Samples
+
+_TOLERANCE = 1e-4  # max|a-b| / max|a| that rounding explains
 
 Passes = Annotated[
     str,
@@ -48,6 +58,24 @@ def opt(
         typer.Option(min=0, metavar="N", help="Stop after so many rewrites (see bisect)."),
     ] = None,
     target: Target = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            "--samples",
+            "-s",
+            metavar="SAMPLES",
+            help="Run the model before and after on these and compare; as for aigcc build. "
+            "Without it, the IR is checked and nothing runs.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="With --samples: fail if max|a-b| / max|a| of any output is larger; by default "
+            "what the target allows, or 1e-4.",
+        ),
+    ] = None,
     dump_ir: DumpIr = None,
     print_after: PrintAfter = None,
     data_root: DataRoots = None,
@@ -63,6 +91,7 @@ def opt(
     from aigcc.pipeline.context import Context
     from aigcc.pipeline.manager import Observer, PassManager
     from aigcc.pipeline.text import parse
+    from aigcc.samples import load_samples
     from aigcc.targets import make_target
 
     if out.suffix not in (".onnx", ".onnxtxt"):
@@ -81,12 +110,33 @@ def opt(
         ctx = Context(
             target=None if target is None else make_target(target), limit=limit, progress=report
         )
-        module = load(model, roots=data_root or ())
-        runs = manager.run(module, ctx)
+        original = load(model, roots=data_root or ())
+        if samples is not None:
+            ctx.samples = load_samples(samples, original)
+        if ctx.target is not None:
+            original = ctx.target.prepare(original, ctx)
+        if ctx.samples is None:
+            module, quality = original, None
+            runs = manager.run(module, ctx)
+        else:
+            ctx.samples = ctx.samples.fitted(original)
+            module = original.clone()
+            runs = manager.run(module, ctx)
+            report("comparing with the original", 0.0)
+            again = _command("bisect", model, passes, target, data_root)
+            again += ["--samples", str(samples)]
+            quality = _compare(original, module, ctx.samples, _tolerance(tolerance, ctx), again)
         report(f"writing {out}", 1.0)
         module.save(out)
+    remarks = [dataclasses.asdict(r) for r in ctx.remarks if r.kind != "applied"]
     if json:
-        as_json({"out": str(out), "passes": runs, "rewrites": dict(ctx.rewrites)})
+        facts = {
+            "out": str(out),
+            "passes": runs,
+            "rewrites": dict(ctx.rewrites),
+            "remarks": remarks,
+        }
+        as_json(facts if quality is None else {**facts, "quality": quality})
         return
     if runs:
         table(
@@ -94,7 +144,63 @@ def opt(
             ["pass", ">rewrites", ">nodes before", ">nodes after", ">time"],
             [(r.text, r.rewrites, r.nodes_before, r.nodes_after, seconds(r.seconds)) for r in runs],
         )
+    show_remarks(remarks)
+    if quality is not None:
+        line()
+        show_quality(quality)
+    if remarks or quality is not None:
+        line()
     line(f"wrote {shlex.quote(str(out))}")
+
+
+def _tolerance(given: float | None, ctx: Context) -> float:
+    if given is not None:
+        return given
+    return _TOLERANCE if ctx.target is None else ctx.target.tolerance
+
+
+def _command(
+    name: str, model: str, passes: str, target: str | None, roots: list[Path] | None
+) -> list[str]:
+    """The words of a command on the same model and pipeline."""
+    words = ["aigcc", name, model, "-p", passes]
+    words += [] if target is None else ["-t", target]
+    for folder in roots or ():
+        words += ["--data-root", str(folder)]
+    return words
+
+
+def _compare(
+    original: Module, module: Module, feeds: Samples, tolerance: float, bisect: list[str]
+) -> dict[str, Any]:
+    """How far a module's outputs are from the original's.
+
+    Args:
+        original: The module before the passes.
+        module: The module after them.
+        feeds: Inputs of both.
+        tolerance: The largest relative error that passes.
+        bisect: The command, but for its tolerance, that names the rewrite that is to blame.
+
+    Raises:
+        CompileError: further than `tolerance`, or it does not run.
+    """
+    from aigcc.quality import measure
+    from aigcc.runtime import OrtSession
+
+    quality = measure(original, OrtSession(module, optimise=False), feeds)
+    wrong = quality.wrong(tolerance)
+    if quality.failure is not None:
+        fault = f"after these passes the module does not run: {quality.failure.what}"
+    elif wrong:
+        fault = (
+            f"output {wrong[0].name!r} is wrong after these passes: its relative error is "
+            f"{number(wrong[0].relative, '.2g')}, and {tolerance:g} is allowed"
+        )
+    else:
+        return quality.describe(feeds)
+    hint = f"{shlex.join([*bisect, '--tolerance', f'{tolerance:g}'])} names the rewrite"
+    raise CompileError(fault, at=feeds.source, hint=hint) from quality.failure
 
 
 def bisect(
@@ -103,7 +209,7 @@ def bisect(
     samples: SamplesOption = None,
     tolerance: Annotated[
         float, typer.Option(metavar="X", help="The largest max|a-b| / max|a| that counts as right.")
-    ] = 1e-4,
+    ] = _TOLERANCE,
     target: Target = None,
     data_root: DataRoots = None,
     json: Json = False,
@@ -114,31 +220,37 @@ def bisect(
     """
     from aigcc.driver import load
     from aigcc.pipeline.bisect import find_first_wrong
+    from aigcc.pipeline.context import Context
     from aigcc.pipeline.text import parse
     from aigcc.samples import load_samples
     from aigcc.targets import make_target
 
     pipeline = parse(passes)
     module = load(model, roots=data_root or ())
+    feeds = load_samples(samples, module)
+    device = None if target is None else make_target(target)
+    if device is not None:
+        module = device.prepare(module, Context(target=device, samples=feeds))
     with progress(quiet=json) as report:
         found = find_first_wrong(
             module,
             pipeline,
-            load_samples(samples, module),
+            feeds.fitted(module),
             tolerance=tolerance,
-            target=None if target is None else make_target(target),
+            target=device,
             progress=report,
         )
     if json:
         as_json(found)
     elif found.remark is None:
-        line(f"all {found.rewrites} rewrites are right within {tolerance:g}")
+        line(f"all {found.rewrites} rewrites are right within {tolerance:g} on {_first(feeds)}")
     else:
-        command = ["aigcc", "opt", model, "-p", passes]
-        command += [] if target is None else ["-t", target]
-        for folder in data_root or ():
-            command += ["--data-root", str(folder)]
-        _show(found, command)
+        line(f"on {_first(feeds)}:")
+        _show(found, _command("opt", model, passes, target, data_root))
+
+
+def _first(feeds: Samples) -> str:
+    return f"the first of {feeds.source}"
 
 
 def _show(found: FirstWrong, command: list[str]) -> None:

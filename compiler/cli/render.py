@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from aigcc.errors import CompileError, describe, raised_at
+from aigcc.figures import printable
 from aigcc.jsontext import to_json
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 _UNWRAPPED = 10_000  # columns of an output that is no terminal: a row stays a line
-_PROSE = 80
+_PROSE = 104  # a line of code in a docstring, and a blank on both sides
 
 _json_output: ContextVar[TextIO | None] = ContextVar("_json_output", default=None)
 
@@ -50,11 +51,6 @@ def _command(*options: str) -> str:
 def _print_error(label: str, style: str, text: str) -> None:
     # soft_wrap: the terminal breaks lines where it likes, and copies them whole
     errors.print(Text.assemble((f"{label}: ", style), printable(text)), soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters, but for line ends, spelt out."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
@@ -112,36 +108,6 @@ def _print(thing: RenderableType, width: int) -> None:
         wide.print(thing)
     for text in captured.get().splitlines():
         print(text.rstrip())
-
-
-def size(count: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
-def amount(count: float) -> str:
-    """A plain count for people: 124.4M."""
-    for unit in ("", "k", "M", "G"):
-        if abs(count) < 1000:
-            return f"{count:.0f}" if unit == "" else f"{count:.1f}{unit}"
-        count /= 1000
-    return f"{count:.2f}T"
-
-
-def seconds(duration: float) -> str:
-    """A duration for people."""
-    return f"{duration:.2f} s" if duration >= 1 else f"{duration * 1e3:.2f} ms"
-
-
-def number(value: float | str | None, form: str = ".4g") -> str:
-    """A number for people; "inf" and its like come out of JSON as text."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value:{form}}"
 
 
 @contextlib.contextmanager

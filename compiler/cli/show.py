@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aigcc.cli.arguments import DataRoots, Json, Model
-from aigcc.cli.render import amount, as_json, line, markdown, number, size, table
+from aigcc.cli.render import as_json, line, markdown, table
 from aigcc.errors import PipelineError, did_you_mean
+from aigcc.figures import amount, number, size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -69,7 +70,7 @@ def _show_summary(model: str, module: Module, summary: Summary) -> None:
     sizes = ", ".join(f"{name} = {dim}" for name, dim in summary.sizes.items())
     line(f"\none run{f' with {sizes}' if sizes else ''}:")
     line(f"  {amount(summary.work.flops)} operations (two for a multiply-add)")
-    unknown = f"; {summary.peak.unknown} values of unknown size left out"
+    unknown = f"; values of unknown size, left out: {summary.peak.unknown}"
     line(
         f"  {size(summary.peak.bytes)} of activations at most, at {summary.peak.node or 'no node'}"
         + (unknown if summary.peak.unknown else "")
@@ -155,10 +156,14 @@ def describe(name: str, cls: type) -> dict[str, Any]:
 
 
 def _choices(kind: Any) -> str:
+    import types
     import typing
 
+    choices = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
-        return "|".join(str(choice) for choice in typing.get_args(kind))
+        return "|".join(map(str, choices))
+    if isinstance(kind, types.UnionType):
+        return "|".join("none" if c is type(None) else c.__name__ for c in choices)
     return str(kind)
 
 
@@ -174,6 +179,10 @@ def _show_entry(facts: dict[str, Any]) -> None:
 
 def explain(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the report there, as one HTML file."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say what a build did, what it declined to do, and why.
@@ -181,8 +190,12 @@ def explain(
     Example: `aigcc explain out`
     """
     from aigcc.artifact import Artifact
+    from aigcc.report.page import render
 
-    manifest = Artifact.load(artifact).manifest
+    opened = Artifact.load(artifact)
+    manifest = opened.manifest
+    if html is not None:
+        _write(html, render(opened))
     if json:
         as_json(manifest)
         return
@@ -192,13 +205,26 @@ def explain(
     line(_quality(manifest.get("quality")))
     rewrites = sorted(manifest["rewrites"].items(), key=lambda item: (-item[1], item[0]))
     table("\nrewrites", ["by", ">count"], rewrites)
-    if manifest["remarks"]:
-        table("\nremarks", ["", "by", "node", "message"], _group(manifest["remarks"]))
+    show_remarks(manifest["remarks"])
     if manifest["facts"]:
         rows = [(name, _fact(value)) for name, value in manifest["facts"].items()]
         table("\nread back from the artifact", ["fact", "value"], rows)
     files = [(name, size(facts["bytes"])) for name, facts in manifest["files"].items()]
     table("\nfiles", ["name", ">size"], files)
+
+
+def _write(path: Path, text: str) -> None:
+    from aigcc.ir.storage.atomic import replacing
+
+    with replacing(path) as (file,):
+        file.write(text.encode())
+    line(f"wrote {path}")
+
+
+def show_remarks(remarks: list[dict[str, Any]]) -> None:
+    """Print what passes said, if they said anything."""
+    if remarks:
+        table("\nremarks", ["", "by", "node", "message"], _group(remarks))
 
 
 def _group(remarks: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from aigcc.analysis.budget import Budget
+    from aigcc.analysis.calibrate import Calibration
+    from aigcc.analysis.recipe import Recipe
     from aigcc.samples import Samples
     from aigcc.target import Target
 
@@ -38,6 +41,10 @@ class Context:
     Attributes:
         target: The device that the module is prepared for, or None.
         samples: Inputs to measure on, or None.
+        calibration_samples: Inputs to calibrate on; those to measure on where there are none.
+        calibration: Statistics of activations that a pass has left for later ones.
+        recipe: The precisions that a pass has chosen.
+        budget: What a pass that changes values has promised to keep.
         threads: How many threads a pass may use; None means all cores.
         limit: Stop after so many rewrites in the whole run; None means no limit.
         progress: Called with a short text and a fraction from 0 to 1 by long-running work.
@@ -47,6 +54,10 @@ class Context:
 
     target: Target | None = None
     samples: Samples | None = None
+    calibration_samples: Samples | None = None
+    calibration: Calibration | None = None
+    recipe: Recipe | None = None
+    budget: Budget | None = None
     threads: int | None = None
     limit: int | None = None
     progress: Callable[[str, float], None] = lambda text, fraction: None

@@ -13,7 +13,7 @@ from aigcc.report.page import _POLICY, _style
 if TYPE_CHECKING:
     from aigcc.sensitivity import Curve, Point
 
-_WIDTH, _HEIGHT, _MARGIN = 720, 320, 48
+_WIDTH, _HEIGHT, _MARGIN = 720, 320, 56
 _TICKS = 5
 _PLOT_STYLE = Html(
     ".curve { width: 100%; height: auto; overflow: visible; }"
@@ -93,7 +93,7 @@ def _nodes_section(curve: Curve) -> Html:
             [code(node.name), " ", tag("small", node.op)],
             amount(node.elements),
             *(number(node.sqnr.get(name), ".1f") for name in curve.schemes),
-            [code(text) for text in (node.module, node.source) if text is not None],
+            [[code(text), " "] for text in (node.module, node.source) if text is not None],
         ]
         for node in curve.nodes
     ]
@@ -124,7 +124,7 @@ def _plot(points: Sequence[Point]) -> Html | None:
     left, right, bottom = _MARGIN, _WIDTH - _MARGIN, _HEIGHT - _MARGIN
     grid = [tag("line", x1=left, x2=right, y1=up.at(tick), y2=up.at(tick)) for tick in up.ticks]
     labels = [
-        tag("text", f"{tick:.0f} dB", x=left - 6, y=up.at(tick) + 4, text_anchor="end")
+        tag("text", f"{tick:.0f} dB", x=left - 12, y=up.at(tick) + 4, text_anchor="end")
         for tick in up.ticks
     ]
     labels += [

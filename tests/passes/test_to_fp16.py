@@ -14,6 +14,7 @@ from aigcc.passes.to_fp16 import ToFp16
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.runtime import OrtSession
+from aigcc.samples import load_samples
 
 TEXT = """<ir_version: 10, opset_import: ["" : 21]>
 model (float[N,4] x, bool c) => (float[N,4] y, float[N,4] b)
@@ -88,3 +89,31 @@ def test_large_weights_stay_lazy_until_they_are_saved(tmp_path: Path) -> None:
     assert (tmp_path / "after.onnx").stat().st_size < 0.6 * (
         tmp_path / "before.onnx"
     ).stat().st_size
+
+
+LOUD = """<ir_version: 10, opset_import: ["" : 21]>
+loud (float[N,4] x) => (float[N,4] y)
+<float[4,4] w = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}>
+{
+  a = MatMul (x, w)
+  b = MatMul (a, w)
+  c = LayerNormalization <axis = -1> (b, s)
+  y = MatMul (c, w)
+}"""
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0, 30000.0])
+def test_nothing_overflows_on_the_samples(scale: float) -> None:
+    text = LOUD.replace("(float[N,4] y)\n<", "(float[N,4] y)\n<float[4] s = {1,1,1,1}, ")
+    module = Module.parse(text)
+    infer_shapes(module.model)
+    feeds = {"x": np.array([[0.5, -1, 2, 0.25]], np.float32) * np.float32(scale)}
+    expected = OrtSession(module, optimise=False).run(feeds)["y"]
+    half = module.clone()
+    ctx = Context(samples=load_samples(lambda: [feeds], module))
+    PassManager([ToFp16()]).run(half, ctx)
+    made = OrtSession(half, optimise=False).run(feeds)["y"]
+    assert np.isfinite(made).all()
+    np.testing.assert_allclose(made, expected, rtol=2e-2, atol=0.05)
+    declined = [remark.message for remark in ctx.remarks if remark.kind == "declined"]
+    assert any("on the samples" in message for message in declined) == (scale > 1)

@@ -1,0 +1,155 @@
+"""What quantisation did to the outputs, against the bounds of a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aigcc.analysis.budget import QUALITY, Budget, Limit
+from aigcc.analysis.metrics import Agreement
+
+Array = npt.NDArray[Any]
+
+_PEAK_OVER_RMS = 4.0  # of an error that is about normal
+_ROWS = 256
+
+
+@dataclasses.dataclass
+class Likelihood:
+    """Sums over tokens for a language model's logits, in nats.
+
+    Attributes:
+        divergence: KL(softmax(reference) || softmax(other)).
+        surprise: -log of the probability that the other gives the next token of the input.
+        reference: The same of the reference.
+        rows: Rows of logits.
+        tokens: Rows whose next token is known.
+    """
+
+    divergence: float = 0.0
+    surprise: float = 0.0
+    reference: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+
+    def add(self, reference: Array, other: Array, tokens: Array | None) -> None:
+        """Take in logits of one sample, [..., tokens, vocabulary], and the tokens [..., tokens]."""
+        count = reference.shape[-1]
+        a, b = reference.reshape(-1, count), other.reshape(-1, count)
+        following = np.full(a.shape[0], -1)
+        if tokens is not None:
+            following = np.concatenate(
+                [tokens[..., 1:], np.full_like(tokens[..., :1], -1)], axis=-1
+            ).reshape(-1)
+        for start in range(0, a.shape[0], _ROWS):
+            part = slice(start, start + _ROWS)
+            p, q, then = _log_softmax(a[part]), _log_softmax(b[part]), following[part]
+            self.divergence += float((np.exp(p) * (p - q)).sum())
+            known = np.flatnonzero((then >= 0) & (then < count))
+            self.surprise -= float(q[known, then[known]].sum())
+            self.reference -= float(p[known, then[known]].sum())
+            self.tokens += known.size
+        self.rows += a.shape[0]
+
+
+class Damage:
+    """What was done to the outputs, by the worst sample; every figure of a budget is read here.
+
+    Perplexity is over all samples together.
+
+    Args:
+        budget: Whose bounds on quality are of interest.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.limits = budget.of(QUALITY)
+        self._shares: dict[str, float] = {}
+        self._figures: dict[str, float] = {}
+        self._likelihoods: defaultdict[str, Likelihood] = defaultdict(Likelihood)
+        self._is_language = any(limit.metric == "perplexity" for limit in self.limits)
+
+    def add(
+        self, feeds: Mapping[str, Array], reference: Mapping[str, Array], other: Mapping[str, Array]
+    ) -> None:
+        """Take in the float outputs of one sample."""
+        for name, expected in reference.items():
+            if not np.issubdtype(expected.dtype, np.floating):
+                continue
+            sums = Agreement()
+            sums.add(expected, other[name])
+            self._keep(name, sums)
+            if self._is_language and expected.ndim > 1:
+                tokens = _tokens(feeds, expected.shape[:-1])
+                self._likelihoods[name].add(expected, other[name], tokens)
+
+    def used(self) -> dict[str, float]:
+        """By bound and output, how much of what is allowed is used up; 1 is just kept.
+
+        It is proportional to the power of the error, so that independent errors add up.
+        """
+        shares = dict(self._shares)
+        for limit in self.limits:
+            if limit.metric == "perplexity":
+                for name, row in self._likelihoods.items():
+                    allowed = math.log(limit.bound) if limit.relative and limit.bound > 1 else 1e-3
+                    share = row.divergence / max(row.rows, 1) / allowed
+                    shares[f"{limit.text} of {name}"] = share
+        return shares
+
+    def figures(self) -> dict[str, float]:
+        """The worst figure over samples and outputs, by metric."""
+        found = dict(self._figures)
+        if self._is_language:
+            spoken = [row.surprise / row.tokens for row in self._spoken()]
+            found["perplexity"] = math.exp(min(max(spoken), 700)) if spoken else math.nan
+        return found
+
+    def original(self) -> dict[str, float]:
+        """The figures that the original has itself."""
+        spoken = [row.reference / row.tokens for row in self._spoken()]
+        return {"perplexity": math.exp(min(max(spoken), 700))} if spoken else {}
+
+    def _keep(self, name: str, sums: Agreement) -> None:
+        for limit in self.limits:
+            if limit.metric != "perplexity":
+                bound = f"{limit.text} of {name}"
+                share = math.inf if sums.broken else sums.noise / max(_allowed(limit, sums), 1e-300)
+                self._shares[bound] = max(self._shares.get(bound, 0.0), share)
+        for metric, number in (("sqnr", sums.sqnr), ("psnr", sums.psnr()), ("cosine", sums.cosine)):
+            self._figures[metric] = min(self._figures.get(metric, math.inf), number)
+        for metric, number in (("relative", sums.relative), ("max_abs", sums.max_abs)):
+            self._figures[metric] = max(self._figures.get(metric, 0.0), number)
+
+    def _spoken(self) -> list[Likelihood]:
+        return [row for row in self._likelihoods.values() if row.tokens]
+
+
+def _allowed(limit: Limit, sums: Agreement) -> float:
+    """The power of an error that a bound allows."""
+    if limit.metric == "sqnr":
+        return sums.signal / 10 ** (limit.bound / 10)
+    if limit.metric == "psnr":
+        return float(sums.peak**2 * sums.elements / 10 ** (limit.bound / 10))
+    if limit.metric == "cosine":
+        return 2 * (1 - limit.bound) * sums.signal
+    reach = sums.largest if limit.metric == "relative" else 1.0
+    return float(sums.elements * (limit.bound * reach / _PEAK_OVER_RMS) ** 2)
+
+
+def _tokens(feeds: Mapping[str, Array], shape: tuple[int, ...]) -> Array | None:
+    """The input that the rows of logits are for: whole numbers, one a row."""
+    for array in feeds.values():
+        if array.shape == shape and np.issubdtype(array.dtype, np.integer):
+            return array
+    return None
+
+
+def _log_softmax(array: Array) -> Array:
+    shifted = array.astype(np.float64) - array.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

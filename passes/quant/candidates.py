@@ -1,0 +1,54 @@
+"""The nodes of a module that a scheme pays for on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aigcc.cache import cache_folder
+from aigcc.ir.module import Module
+from aigcc.passes.quant.latency import Latencies
+from aigcc.passes.quant.placement import schemes, weight_of
+from aigcc.passes.quant.quantise import FULL
+from aigcc.passes.quant.switch import Choice
+from aigcc.pipeline.context import Context
+from aigcc.targets.dims import sample_sizes, with_sizes
+
+_WORTH = 0.95  # of a node's time: less than this much gained is lost in what stands around it
+
+
+def candidates(
+    module: Module, ctx: Context, by_size: bool
+) -> tuple[list[Choice], list[Mapping[str, float]]]:
+    """The nodes with a scheme that pays here, and their seconds by scheme.
+
+    Args:
+        module: The module; it is not changed.
+        ctx: Target and samples, whose first one decides the shapes that are timed.
+        by_size: Keep schemes that only make the node smaller.
+    """
+    assert ctx.target is not None and ctx.samples is not None
+    known = list(schemes(ctx.target).values())
+    fixed = with_sizes(module, sample_sizes(module, next(iter(ctx.samples))))
+    latencies = Latencies(ctx.target, ctx.threads, cache_folder() / "latency.json")
+    imports = dict(module.model.opset_imports)
+    choices, seconds = [], []
+    for position, (node, sized) in enumerate(zip(module.graph, fixed.graph, strict=True)):
+        weight = weight_of(node)
+        fitting = [scheme for scheme in known if node.op_type in scheme.kernels]
+        if weight is None or not fitting:
+            continue
+        ctx.progress(f"timing {node.name}", position / len(module.graph))
+        measured = latencies.of(sized, imports, fitting)
+        if measured is None:
+            ctx.decline(node, "it cannot be timed alone: a shape is not known")
+            continue
+        ratios = {scheme.name: measured[scheme.name] / measured[FULL] for scheme in fitting}
+        paying = tuple(s for s in fitting if by_size or ratios[s.name] < _WORTH)
+        for scheme in fitting:
+            if scheme not in paying:
+                ratio = ratios[scheme.name]
+                ctx.decline(node, f"not {scheme.name}: {ratio:.2f} of its time", ratio=ratio)
+        if paying:
+            choices.append(Choice(position, weight, paying))
+            seconds.append(measured)
+    return choices, seconds

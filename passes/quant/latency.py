@@ -1,0 +1,126 @@
+"""What a node costs in each scheme on this machine: measured alone, and remembered on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from aigcc.benchmark import interleave
+from aigcc.ir.module import Module
+from aigcc.ir.names import Names
+from aigcc.ir.storage.atomic import replacing
+from aigcc.options import show
+from aigcc.passes.quant.isolate import isolate, noise_for
+from aigcc.passes.quant.placement import Scheme, weight_of
+from aigcc.passes.quant.quantise import FULL
+from aigcc.passes.quant.region import Regions
+from aigcc.pipeline.rules import remove_dead, replace_value
+from aigcc.target import Session, Target
+
+_SECONDS = 0.15
+_RANGE = (-4.0, 4.0)
+
+
+@dataclasses.dataclass
+class Latencies:
+    """Seconds of single nodes, by what decides them; equal nodes are measured once.
+
+    Attributes:
+        target: Whose programs are timed.
+        threads: Threads within an operator.
+        store: The file that measurements are kept in; None keeps none.
+    """
+
+    target: Target
+    threads: int | None
+    store: Path | None
+    _known: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.store is not None and self.store.is_file():
+            try:
+                self._known = json.loads(self.store.read_text("utf-8"))
+            except ValueError:
+                self._known = {}  # what another program left there; measured anew
+
+    def of(
+        self, node: ir.Node, imports: dict[str, int], schemes: Sequence[Scheme]
+    ) -> Mapping[str, float] | None:
+        """Seconds by scheme, "full" among them; None where the node cannot be run alone here."""
+        alone = isolate(node, imports)
+        if alone is None:
+            return None
+        key = self._key(alone, schemes)
+        if key not in self._known:
+            measured = self._measure(alone, schemes)
+            if measured is None:
+                return None
+            self._known[key] = measured
+            self._save()
+        return self._known[key]
+
+    def _measure(self, alone: Module, schemes: Sequence[Scheme]) -> dict[str, float] | None:
+        feeds = noise_for(alone)
+        modules = {FULL: alone, **{s.name: quantised_alone(alone, s) for s in schemes}}
+        programs: dict[str, Callable[[], object]] = {}
+        for name, module in modules.items():
+            session = self.target.open(module, self.threads)
+            if session is None:
+                return None
+            programs[name] = functools.partial(_run, session, feeds)
+        timings = interleave(programs, seconds=_SECONDS * len(programs))
+        return {name: timing.low for name, timing in timings.items()}
+
+    def _key(self, alone: Module, schemes: Sequence[Scheme]) -> str:
+        node = next(iter(alone.graph))
+        facts = [
+            node.op_identifier(),
+            sorted((name, str(a.value)) for name, a in node.attributes.items()),
+            [(str(v.type), str(v.shape)) if v is not None else None for v in node.inputs],
+            [repr(scheme) for scheme in schemes],
+            show(self.target, self.target.name, explicit=True),
+            self.target.runtime(),
+            _processor(),
+            self.threads or os.cpu_count(),
+        ]
+        return hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
+
+    def _save(self) -> None:
+        if self.store is not None:
+            self.store.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.store) as (file,):
+                file.write(json.dumps(self._known, indent=0).encode())
+
+
+def quantised_alone(alone: Module, scheme: Scheme) -> Module:
+    """An isolated node in a scheme; the ranges of its activations are made up."""
+    made = alone.clone()
+    node = next(iter(made.graph))
+    weight = weight_of(node)
+    assert weight is not None
+    regions = Regions(made.graph, Names(made), "latency", made.opset, lambda value, scheme: _RANGE)
+    region = regions.make(node, weight, scheme)
+    made.graph.insert_before(node, [*region.shared, *region.made])
+    replace_value(made.graph, node.outputs[0], region.result, regions.names, fresh=True)
+    remove_dead([node])
+    return made
+
+
+def _run(session: Session, feeds: Mapping[str, object]) -> object:
+    return session.run(feeds)  # type: ignore[arg-type]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("model name")), platform.machine())

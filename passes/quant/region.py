@@ -1,0 +1,454 @@
+"""The nodes that quantise one node: Q/DQ around its input, its weight, its bias and its output."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from aigcc.analysis.calibrate_statistics import Channels
+from aigcc.analysis.equalise import channel_grids
+from aigcc.analysis.grids import Affine, Clip, limits
+from aigcc.ir.module import GraphLike
+from aigcc.ir.names import Names
+from aigcc.ir.weights import constant, derive
+from aigcc.passes.quant.placement import NARROW, Scheme, Weight
+from aigcc.passes.quant.tables import gathered
+from aigcc.passes.quant.terms import Key, Term, key_of, make_terms
+from aigcc.pipeline.rules import Builder
+
+Array = npt.NDArray[Any]
+RangeOf = Callable[[ir.Value, Scheme], tuple[float, float]]
+
+MIGRATED = "aigcc.migrated"
+"""Marks the Mul that divides an activation by the scales of its channels."""
+
+_LARGEST_BIAS = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What is known besides ranges, and makes numbers better without making kernels slower.
+
+    Attributes:
+        channels: By name of an activation, what calibration has seen of each channel.
+        outliers: By name of an activation, the channels that stay float.
+        rounded: By weight, the term that it becomes if it is not to be rounded to the nearest.
+    """
+
+    channels: Mapping[str, Channels] = dataclasses.field(default_factory=dict)
+    outliers: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    rounded: Mapping[Key, Term] = dataclasses.field(default_factory=dict)
+
+    def split(self, node: ir.Node, scheme: Scheme) -> Array | None:
+        """The channels of a node's activation that stay float; None without any."""
+        if node.op_type not in ("MatMul", "Gemm") or scheme.activation in (None, *NARROW):
+            return None
+        if scheme.activation_terms > 1 or node.inputs[0] is None:
+            return None
+        return self.outliers.get(node.inputs[0].name or "")
+
+
+@dataclasses.dataclass
+class Region:
+    """What stands for one node.
+
+    Attributes:
+        result: The value in the place of the node's output.
+        shared: New nodes that other regions use as well: they come first.
+        made: New nodes of this region alone.
+    """
+
+    result: ir.Value
+    shared: list[ir.Node]
+    made: list[ir.Node]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One term of an activation: what a product reads, and the scale of its numbers."""
+
+    value: ir.Value
+    scale: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    """The grids of a kernel's output: by channel, and what the kernel itself writes."""
+
+    scale: Array
+    zero: Array
+    middle: int
+
+    @property
+    def offset(self) -> Array:
+        """What a bias must hold besides, so that each channel gets its zero point."""
+        return (self.zero.astype(np.float32) - self.middle) * self.scale
+
+
+@dataclasses.dataclass
+class Regions:
+    """Makes the regions of one graph, which share the grids of activations and weights.
+
+    Attributes:
+        graph: Where constants are registered.
+        names: Names that are free.
+        maker: What new nodes are stamped with.
+        opset: Of the default domain.
+        range_of: The calibrated range of an activation, for a scheme that is not dynamic.
+        clip: How the scales of weights are chosen.
+        tuning: What else is known.
+    """
+
+    graph: GraphLike
+    names: Names
+    maker: str
+    opset: int
+    range_of: RangeOf
+    clip: Clip = "max"
+    tuning: Tuning = dataclasses.field(default_factory=Tuning)
+    _activations: dict[tuple[ir.Value, str], list[_Part]] = dataclasses.field(default_factory=dict)
+    _terms: dict[tuple[Any, ...], list[Term]] = dataclasses.field(default_factory=dict)
+    _shared: dict[tuple[Any, ...], ir.Value] = dataclasses.field(default_factory=dict)
+
+    def make(self, node: ir.Node, weight: Weight, scheme: Scheme) -> Region:
+        """The nodes that compute `node` with a scheme; nothing is inserted or replaced yet.
+
+        Raises:
+            CompileError: the weight holds NaN or infinity.
+        """
+        shared = self._builder(node.inputs[0])
+        own = self._builder(node.outputs[0])
+        if node.op_type == "Gather":
+            term = self._weight(weight, scheme)[0]
+            result = gathered(own, node, self._numbers(shared, weight, term), term)
+        elif scheme.weight in NARROW:
+            result = self._narrow(own, node, weight, scheme.weight)
+        elif scheme.dynamic:
+            result = self._dynamic(shared, own, node, weight, scheme)
+        else:
+            result = self._static(shared, own, node, weight, scheme)
+        result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+        return Region(result, shared.made, own.made)
+
+    def _builder(self, near: ir.Value | None) -> Builder:
+        stem = near.name if near is not None and near.name else "quantised"
+        return Builder(self.graph, self.names, stem, self.maker, self.opset)
+
+    def _static(
+        self,
+        shared: Builder,
+        own: Builder,
+        node: ir.Node,
+        weight: Weight,
+        scheme: Scheme,
+    ) -> ir.Value:
+        kernel, data = scheme.kernels[node.op_type], node.inputs[0]
+        assert data is not None
+        without = self.tuning.split(node, scheme)
+        output = self._output(node, scheme)
+        terms = self._weight(weight, scheme, self.floor(node, scheme), without)
+        weights = [self._back(shared, own, weight, scheme, term, output) for term in terms]
+        values, step = [data], None
+        if scheme.activation is not None:
+            activations = self._activation(shared, data, node, scheme)
+            values, step = [part.value for part in activations], activations[0].scale
+        total: ir.Value | None = None
+        for i, x in enumerate(values):
+            for j, w in enumerate(weights):
+                if i + j >= max(len(values), len(weights)):
+                    continue  # a remainder times a remainder is nothing
+                rest = list(node.inputs[2:]) if total is None else []
+                if total is None:
+                    is_whole = kernel.bias == "int32" and scheme.block is None
+                    unit = terms[0].scale * step if is_whole and step is not None else None
+                    rest = _bias(own, rest, unit, output)
+                product = own.node(node.op_type, [x, w, *rest], _attributes(node))
+                total = product if total is None else own.Add(total, product)
+        assert total is not None
+        if without is not None:
+            total = self._add_outliers(shared, own, total, node, weight, without)
+        if output is not None:
+            assert scheme.activation is not None
+            one = np.asarray(1, total.dtype.numpy() if total.dtype else np.float32)
+            middle = np.asarray(output.middle, scheme.activation.numpy())
+            numbers = own.QuantizeLinear(total, one, middle)
+            total = own.DequantizeLinear(
+                numbers, output.scale.astype(one.dtype), output.zero, axis=1
+            )
+        elif kernel.output and scheme.activation is not None:
+            total = _through(own, total, self._grid(node.outputs[0], scheme)).value
+        assert total is not None
+        return total
+
+    def _output(self, node: ir.Node, scheme: Scheme) -> _Output | None:
+        """Grids by channel of the output, where kernel and calibration have them."""
+        kernel, value = scheme.kernels[node.op_type], node.outputs[0]
+        channels = self.tuning.channels.get(value.name or "")
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if not kernel.output_channels or channels is None or scheme.activation is None:
+            return None
+        if scheme.weight_terms > 1 or scheme.activation_terms > 1 or scheme.block is not None:
+            return None
+        if bias is not None and constant(bias) is None:
+            return None
+        low, high = self.range_of(value, scheme)  # nothing is gained by more than the tensor has
+        symmetric = scheme.symmetric
+        lows, highs = np.maximum(channels.low, low), np.minimum(channels.high, high)
+        scale, zero = channel_grids(lows, highs, scheme.activation, symmetric)
+        lowest, highest = limits(scheme.activation)
+        return _Output(scale, zero, 0 if symmetric else int(lowest + highest + 1) // 2)
+
+    def _back(
+        self,
+        shared: Builder,
+        own: Builder,
+        weight: Weight,
+        scheme: Scheme,
+        term: Term,
+        output: _Output | None,
+    ) -> ir.Value:
+        """A term of a weight as its node reads it, divided by the scales of the output's grids."""
+        numbers = self._numbers(shared, weight, term)
+        key = ("weight", id(term), output is None)
+        if output is None and key in self._shared:
+            return self._shared[key]
+        builder = shared if output is None else own
+        scale = term.scale if output is None else term.scale / output.scale
+        step = builder.constant(scale.astype(weight.tensor.dtype.numpy()), "scale")
+        value: ir.Value = builder.DequantizeLinear(
+            numbers, step, axis=term.grid.axis, block_size=term.grid.block
+        )
+        if output is None:
+            self._shared[key] = value
+        return value
+
+    def _numbers(self, builder: Builder, weight: Weight, term: Term) -> ir.Value:
+        key = ("numbers", id(term))
+        if key not in self._shared:
+            name = f"{weight.value.name}_{term.grid.dtype.name.lower()}"
+            value = builder.constant(term.numbers, name)
+            value.metadata_props.update(weight.value.metadata_props)
+            self._shared[key] = value
+        return self._shared[key]
+
+    def _narrow(self, own: Builder, node: ir.Node, weight: Weight, dtype: ir.DataType) -> ir.Value:
+        """The node between casts to a narrower float and back."""
+        data, tensor = node.inputs[0], weight.tensor
+        assert data is not None and data.dtype is not None
+        stored = _narrowed(tensor, dtype)
+        rest = [
+            None if value is None else self._narrow_rest(own, value, dtype)
+            for value in node.inputs[2:]
+        ]
+        product = own.node(
+            node.op_type,
+            [own.Cast(data, to=int(dtype)), own.constant(stored, stored.name or "weight"), *rest],
+            _attributes(node),
+        )
+        result: ir.Value = own.Cast(product, to=int(data.dtype))
+        return result
+
+    def _narrow_rest(self, own: Builder, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        tensor = constant(value)
+        if tensor is None:
+            cast: ir.Value = own.Cast(value, to=int(dtype))
+            return cast
+        return own.constant(_narrowed(tensor, dtype), value.name or "rest")
+
+    def _dynamic(
+        self, shared: Builder, own: Builder, node: ir.Node, weight: Weight, scheme: Scheme
+    ) -> ir.Value:
+        data = node.inputs[0]
+        assert data is not None
+        without = self.tuning.split(node, scheme)
+        term = self._weight(weight, scheme, None, without)[0]
+        key = ("dynamic", data)
+        if key not in self._shared:
+            rest = data
+            if without is not None:
+                keep = np.ones(weight.tensor.shape[weight.in_axis], np.float32)
+                keep[without] = 0
+                rest = shared.Mul(data, keep)
+            numbers, step, zero = shared.DynamicQuantizeLinear(rest, _outputs=3)
+            self._shared[key], self._shared[(*key, "step")] = numbers, step
+            self._shared[(*key, "zero")] = zero
+        numbers, step, zero = (self._shared[k] for k in (key, (*key, "step"), (*key, "zero")))
+        product = own.MatMulInteger(numbers, self._numbers(shared, weight, term), zero)
+        scale = own.Mul(step, term.scale)
+        result: ir.Value = own.Mul(own.Cast(product, to=int(ir.DataType.FLOAT)), scale)
+        if without is not None:
+            return self._add_outliers(shared, own, result, node, weight, without)
+        return result
+
+    def _add_outliers(
+        self,
+        shared: Builder,
+        own: Builder,
+        total: ir.Value,
+        node: ir.Node,
+        weight: Weight,
+        without: Array,
+    ) -> ir.Value:
+        """The products of the channels that stay float, on top of those of all others."""
+        data, tensor = node.inputs[0], weight.tensor
+        key = ("outliers", data)
+        if key not in self._shared:
+            self._shared[key] = shared.Gather(data, without, axis=-1)
+        shape = list(tensor.shape.numpy())
+        shape[weight.in_axis] = len(without)
+        rows = derive(
+            lambda array: np.take(array, without, weight.in_axis),
+            tensor,
+            dtype=tensor.dtype,
+            shape=shape,
+            name=f"{tensor.name}_outliers",
+        )
+        kept = own.constant(rows, f"{weight.value.name}_outliers")
+        product = own.node(node.op_type, [self._shared[key], kept], _attributes(node))
+        result: ir.Value = own.Add(total, product)
+        return result
+
+    def _activation(
+        self, builder: Builder, data: ir.Value, node: ir.Node, scheme: Scheme
+    ) -> list[_Part]:
+        key = (data, scheme.name)
+        if key not in self._activations:
+            assert scheme.activation is not None
+            grid = self._grid(data, scheme)
+            parts = [_into_channels(builder, data, node, scheme, grid)]
+            while len(parts) < scheme.activation_terms:
+                data = builder.Sub(data, parts[-1].value)
+                reach = grid.scale / 2
+                grid = Affine.over(-reach, reach, scheme.activation, symmetric=True)
+                parts.append(_through(builder, data, grid))
+            self._activations[key] = parts
+        return self._activations[key]
+
+    def floor(self, node: ir.Node, scheme: Scheme) -> Array | None:
+        """The scales that a weight needs at least, so that its node's bias fits into int32."""
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is None or scheme.kernels[node.op_type].bias != "int32" or scheme.dynamic:
+            return None
+        assert node.inputs[0] is not None and scheme.activation is not None
+        grid, output = self._grid(node.inputs[0], scheme), self._output(node, scheme)
+        numbers = np.asarray(bias.numpy(), np.float32)
+        if numbers.ndim > 1 and numbers.shape[0] > 1:
+            return None  # stays float: see `_bias`
+        numbers = np.abs(numbers.reshape(-1))
+        if output is not None:
+            numbers = numbers + np.abs(output.offset)
+        return np.asarray(numbers / (grid.scale * _LARGEST_BIAS), np.float32)
+
+    def _grid(self, data: ir.Value, scheme: Scheme) -> Affine:
+        assert scheme.activation is not None
+        low, high = self.range_of(data, scheme)
+        outliers = self.tuning.outliers.get(data.name or "")
+        if outliers is not None:
+            channels = self.tuning.channels[data.name or ""]
+            low = max(low, float(np.delete(channels.low, outliers).min()))
+            high = min(high, float(np.delete(channels.high, outliers).max()))
+        return Affine.over(low, high, scheme.activation, scheme.symmetric)
+
+    def _weight(
+        self,
+        weight: Weight,
+        scheme: Scheme,
+        floor: Array | None = None,
+        without: Array | None = None,
+    ) -> list[Term]:
+        own = key_of(weight, scheme)
+        if own in self.tuning.rounded:
+            return self._terms.setdefault(own, [self.tuning.rounded[own]])
+        key = (*own, None if without is None else without.tobytes())
+        known = self._terms.get(key)
+        if known is None or (floor is not None and not (known[0].scale >= floor).all()):
+            self._terms[key] = make_terms(weight, scheme, self.clip, floor, without)
+        return self._terms[key]
+
+
+def _bias(
+    builder: Builder, rest: list[ir.Value | None], unit: Array | None, output: _Output | None
+) -> list[ir.Value | None]:
+    """The inputs behind the weight: a bias in int32 in units of the product where that is asked for.
+
+    A bias that is no constant, or one for each row of a Gemm, stays as it is.
+    """
+    bias = rest[0] if rest else None
+    tensor = constant(bias)
+    if tensor is None and (bias is not None or output is None):
+        return rest
+    array = np.zeros(1, np.float32) if tensor is None else np.asarray(tensor.numpy(), np.float32)
+    if array.ndim > 1 and array.shape[0] > 1:
+        return rest
+    array = array.reshape(-1)
+    if output is not None:
+        array = array + output.offset
+    if unit is None:
+        return rest if output is None else [builder.constant(array / output.scale, "bias")]
+    array, divisor = np.broadcast_arrays(array, unit)
+    whole = np.iinfo(np.int32)
+    numbers = np.clip(np.rint(array.astype(np.float64) / divisor), whole.min, whole.max)
+    dtype = np.float32 if tensor is None else tensor.dtype.numpy()
+    step = unit if output is None else unit / output.scale
+    value: ir.Value = builder.DequantizeLinear(
+        builder.constant(numbers.astype(np.int32), "bias"),
+        builder.constant(step.astype(dtype), "bias_scale"),
+        axis=0,
+    )
+    return [value, *rest[1:]]
+
+
+def _into_channels(
+    builder: Builder, data: ir.Value, node: ir.Node, scheme: Scheme, grid: Affine
+) -> _Part:
+    """A value rounded and back; where a Mul scales its channels, QuantizeLinear does that instead.
+
+    `x * m / s` is `x / (s / m)`.
+    """
+    mul = data.producer()
+    if (
+        mul is None
+        or MIGRATED not in mul.metadata_props
+        or not scheme.kernels[node.op_type].input_channels
+        or data.dtype is None
+    ):
+        return _through(builder, data, grid)
+    factors = constant(mul.inputs[1])
+    assert factors is not None
+    wide, dtype = factors.numpy().reshape(-1), data.dtype.numpy()
+    zero = builder.constant(np.full(len(wide), grid.zero, grid.dtype.numpy()), "zero")
+    steps = builder.constant((grid.scale / wide).astype(dtype), "scale")
+    numbers = builder.QuantizeLinear(mul.inputs[0], steps, zero, axis=1)
+    value = builder.DequantizeLinear(
+        numbers,
+        builder.constant(np.asarray(grid.scale, dtype), "scale"),
+        builder.constant(np.asarray(grid.zero, grid.dtype.numpy()), "zero"),
+        _like=data,
+    )
+    return _Part(value, np.asarray(grid.scale, np.float32))
+
+
+def _through(builder: Builder, data: ir.Value, grid: Affine) -> _Part:
+    """A value rounded to a grid and back."""
+    assert data.dtype is not None
+    scale = builder.constant(np.asarray(grid.scale, data.dtype.numpy()), "scale")
+    zero = builder.constant(np.asarray(grid.zero, grid.dtype.numpy()), "zero")
+    numbers = builder.QuantizeLinear(data, scale, zero)
+    value = builder.DequantizeLinear(numbers, scale, zero, _like=data)
+    return _Part(value, np.asarray(grid.scale, np.float32))
+
+
+def _narrowed(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+    shape, name = tuple(tensor.shape.numpy()), f"{tensor.name}_{dtype.name.lower()}"
+    return derive(
+        lambda array: array.astype(dtype.numpy()), tensor, dtype=dtype, shape=shape, name=name
+    )
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    return {name: attribute.value for name, attribute in node.attributes.items()}

@@ -1,0 +1,160 @@
+"""The search for precisions: the programme, the switch, and whole runs of assign-precision."""
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import aigcc
+from aigcc.analysis.recipe import Recipe
+from aigcc.errors import CompileError
+from aigcc.ir.module import Module
+from aigcc.passes.assign_precision import AssignPrecision
+from aigcc.passes.insert_qdq import InsertQdq
+from aigcc.passes.quant import trial
+from aigcc.passes.quant.choose import Bounds, Option, choose
+from aigcc.passes.quant.placement import schemes, weight_of
+from aigcc.passes.quant.switch import Choice, Switch
+from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import PassManager
+from aigcc.runtime import OrtSession
+from aigcc.samples import load_samples
+from aigcc.targets import make_target
+
+WIDTH = 256
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIGCC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(trial, "_SECONDS", 0.3)
+
+
+@pytest.fixture
+def net():
+    generator = np.random.default_rng(0)
+    nodes, value = (
+        [],
+        ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["N", 64, WIDTH])),
+    )
+    first, initializers = value, []
+    for name in ("first", "second", "third"):
+        array = generator.standard_normal((WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5
+        weight = ir.Value(name=f"{name}_w", const_value=ir.tensor(array, name=f"{name}_w"))
+        weight.type, weight.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(array.shape)
+        node = ir.Node("", "MatMul", [value, weight], num_outputs=1, name=name)
+        node.outputs[0].name = f"{name}_y"
+        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+        initializers.append(weight)
+        nodes.append(node)
+        value = node.outputs[0]
+    graph = ir.Graph(
+        [first], [value], nodes=nodes, initializers=initializers, opset_imports={"": 21}, name="net"
+    )
+    return Module(ir.Model(graph, ir_version=10))
+
+
+def samples(seed, count=2):
+    generator = np.random.default_rng(seed)
+    return [{"x": generator.standard_normal((1, 64, WIDTH), np.float32)} for _ in range(count)]
+
+
+def context(module, **more):
+    return Context(
+        target=make_target("mobile"), samples=load_samples(lambda: samples(1), module), **more
+    )
+
+
+options = st.lists(
+    st.builds(
+        Option,
+        scheme=st.just("s"),
+        errors=st.tuples(st.floats(0, 1)),
+        seconds=st.floats(0.1, 1),
+        size=st.floats(1, 10),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(st.lists(options, min_size=1, max_size=4), st.floats(0, 2))
+def test_the_fastest_mixture_within_the_bound_is_found(nodes, bound):
+    feasible = [
+        sum(option.seconds for option in mixture)
+        for mixture in itertools.product(*nodes)
+        if sum(option.errors[0] for option in mixture) <= bound
+    ]
+    picked = choose(nodes, Bounds((bound,)))
+    if picked is None:
+        assert min(sum(o.errors[0] for o in m) for m in itertools.product(*nodes)) > bound - 1e-4
+    else:
+        chosen = [row[index] for row, index in zip(nodes, picked, strict=True)]
+        assert sum(option.errors[0] for option in chosen) <= bound * (1 + 1e-4) + 1e-6
+        best = min(feasible, default=np.inf)
+        assert sum(option.seconds for option in chosen) <= best * 1.01 + 1e-4
+
+
+def test_a_switch_that_is_off_changes_nothing_and_one_that_is_on_rounds(net):
+    scheme = schemes(None)["w8"]
+    choices = [Choice(i, weight_of(node), (scheme,)) for i, node in enumerate(net.graph)]
+    switch = Switch(net, choices, lambda value, scheme: (-4, 4))
+    (feeds,) = samples(3, 1)
+    exact = OrtSession(net).run(feeds)["third_y"]
+    assert np.array_equal(switch.run(feeds, ())["third_y"], exact)
+    one = switch.run(feeds, {(1, "w8")})["third_y"]
+    all_of_them = switch.run(feeds, {(0, "w8"), (1, "w8"), (2, "w8")})["third_y"]
+    assert 0 < np.square(one - exact).sum() < np.square(all_of_them - exact).sum()
+    assert len(net.graph) == 3
+
+
+@pytest.mark.parametrize("bound", [20, 33, 45])
+def test_the_budget_is_kept_as_measured(net, bound, tmp_path):
+    net.save(tmp_path / "net.onnx")
+    made = aigcc.build(
+        tmp_path / "net.onnx",
+        "mobile",
+        tmp_path / "out",
+        samples=lambda: samples(1),
+        calibration=lambda: samples(2),
+        budget=f"sqnr>={bound}",
+    )
+    (row,) = made.artifact.manifest["quality"]["outputs"]
+    assert row["sqnr"] >= bound
+    recipe = Recipe.load(tmp_path / "out" / "recipe.toml")
+    assert set(recipe.precision) == {"first", "second", "third"}
+    again = aigcc.build(
+        tmp_path / "net.onnx",
+        "mobile",
+        tmp_path / "again",
+        samples=lambda: samples(1),
+        calibration=lambda: samples(2),
+        recipe=tmp_path / "out" / "recipe.toml",
+    )
+    first, second = (b.artifact.folder / "model.onnx" for b in (made, again))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_budget_that_cannot_be_kept_says_by_how_much_it_was_missed(net):
+    ctx = context(net)
+    with pytest.raises(CompileError, match="no mixture keeps the budget") as error:
+        PassManager([AssignPrecision(budget="sqnr>=20,size<=0.01x")]).run(net, ctx)
+    assert "size is" in str(error.value)
+
+
+def test_a_recipe_for_another_model_is_refused(net, tmp_path):
+    Recipe({"frist": "w8a8"}).save(tmp_path / "recipe.toml")
+    with pytest.raises(CompileError, match="frist") as error:
+        PassManager([AssignPrecision(recipe=str(tmp_path / "recipe.toml"))]).run(net, context(net))
+    assert "first" in str(error.value.hint)
+
+
+def test_a_scheme_that_the_target_has_not_is_refused(net, tmp_path):
+    Recipe({"first": "w8a9"}).save(tmp_path / "recipe.toml")
+    passes = [AssignPrecision(recipe=str(tmp_path / "recipe.toml")), InsertQdq(scheme="full")]
+    with pytest.raises(CompileError, match="no scheme 'w8a9' for mobile") as error:
+        PassManager(passes).run(net, context(net))
+    assert "w8a8" in str(error.value.hint)
