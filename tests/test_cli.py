@@ -26,6 +26,7 @@ COMMANDS = [
     "run",
     "bench",
     "compare",
+    "sensitivity",
     "inspect",
     "passes",
     "targets",
@@ -228,7 +229,10 @@ def test_outputs_of_any_kind_are_built_and_run(
 
 def test_bisect_says_that_all_is_right(aigcc: Callable[..., Result], here: Path) -> None:
     result = aigcc("bisect", "tiny.onnx", "-p", "canonicalize")
-    assert (result.code, result.out) == (0, "all 1 rewrites are right within 0.0001\n")
+    assert (result.code, result.out) == (
+        0,
+        "all 1 rewrites are right within 0.0001 on the first of 4 synthetic samples\n",
+    )
 
 
 def test_compare_fails_past_a_tolerance(aigcc: Callable[..., Result], here: Path) -> None:
@@ -284,6 +288,16 @@ def test_the_manifest_is_json_too(aigcc: Callable[..., Result], built: Path) -> 
     facts = strict_json((built / "tiny" / "artifact.json").read_text())
     assert strict_json(aigcc("explain", built / "tiny", "--json").out) == facts
     assert "relative error on 4 synthetic samples: y 0" in aigcc("explain", built / "tiny").out
+
+
+def test_the_report_is_made_again_from_the_artifact(
+    aigcc: Callable[..., Result], built: Path, here: Path
+) -> None:
+    result = aigcc("explain", built / "tiny", "--html", "again.html", "--json")
+    assert strict_json(result.out)["source"] == "tiny.onnx"
+    assert "wrote again.html" in result.err
+    made = (here / "again.html").read_bytes()
+    assert made == (built / "tiny" / "report.html").read_bytes()
 
 
 def test_the_version_is_shown(aigcc: Callable[..., Result]) -> None:

@@ -258,9 +258,85 @@ def test_short_attention_stays() -> None:
     module = Module.parse("""<ir_version: 11, opset_import: ["" : 23]>
 g (float[2,8,32] x) => (y) { y = Attention <q_num_heads = 2, kv_num_heads = 2> (x, x, x) }""")
     infer_shapes(module.model)
-    device = Device(prefer={"flash-attention": {"scores": 64}})
+    device = Device(prefer={"flash-attention": {"scores": 65}})
     PassManager([Legalize()]).run(module, Context(target=device))
     assert operators(module) == ["Attention"]
+
+
+def with_weights(text: str, opset: int = 23) -> Module:
+    """A module whose inputs named w and b are constants."""
+    module = Module.parse(f'<ir_version: 11, opset_import: ["" : {opset}]>\n{text}')
+    feeds = feeds_for(module)
+    for value in [value for value in module.inputs if value.name in ("w", "b")]:
+        module.graph.inputs.remove(value)
+        value.const_value = ir.tensor(feeds[value.name])
+        module.graph.register_initializer(value)
+    return module
+
+
+def resized(
+    nearest: str = "asymmetric, floor", scale: str = "2", conv: str = "", b: str = ", b"
+) -> Module:
+    coordinates, rounding = nearest.split(", ")
+    return with_weights(f"""g (float[n,3,4,w] x, float[5,3,3,3] w, float[5] b) => (y)
+<float[4] scales = {{1, 1, 2, {scale}}}>
+{{
+  u = Resize <mode = "nearest", coordinate_transformation_mode = "{coordinates}",
+    nearest_mode = "{rounding}"> (x, "", scales)
+  y = Conv <pads = [1, 1, 1, 1]{conv}> (u, w{b})
+}}""")
+
+
+@pytest.mark.parametrize(
+    "nearest",
+    ["asymmetric, floor", "half_pixel, round_prefer_floor", "half_pixel, round_prefer_ceil"],
+)
+@pytest.mark.parametrize("b", ["", ", b"])
+def test_upsampled_conv(nearest: str, b: str) -> None:
+    module = resized(nearest, b=b)
+    after = legalised(module, Device(prefer={"upsample-conv": {}}))
+    assert operators(after) == [*["Conv"] * 4, "Concat", "DepthToSpace"]
+
+
+def test_upsampled_conv_by_sizes() -> None:
+    module = with_weights("""g (float[2,3,4,5] x, float[5,3,3,3] w) => (y)
+<int64[4] sizes = {2, 3, 8, 10}>
+{
+  u = Resize <mode = "nearest"> (x, "", "", sizes)
+  y = Conv <auto_pad = "SAME_UPPER"> (u, w)
+}""")
+    after = legalised(module, Device(prefer={"upsample-conv": {}}))
+    assert operators(after) == [*["Conv"] * 4, "Concat", "DepthToSpace"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"nearest": "half_pixel, floor"},
+        {"nearest": "asymmetric, ceil"},
+        {"scale": "3"},
+        {"conv": ", strides = [2, 2]"},
+        {"conv": ", dilations = [1, 2]"},
+    ],
+)
+def test_other_upsampled_convs_stay(changed: dict[str, str]) -> None:
+    after = legalised(resized(**changed), Device(prefer={"upsample-conv": {}}))
+    assert operators(after) == ["Resize", "Conv"]
+
+
+def test_an_upsampled_conv_of_few_channels_stays() -> None:
+    after = legalised(resized(), Device(prefer={"upsample-conv": {"channels": 4}}))
+    assert operators(after) == ["Resize", "Conv"]
+
+
+def test_a_norm_of_a_sum() -> None:
+    module = with_weights("""g (float[2,n,8] x, float[2,n,8] z, float[8] w, float[8] b) => (y)
+{
+  a = Add (x, z)
+  y = LayerNormalization <epsilon = 0.1> (a, w, b)
+}""")
+    after = legalised(module, Device(prefer={"skip-norm": {}}))
+    assert operators(after) == ["Sum", "LayerNormalization"]
 
 
 def test_an_unknown_preference_is_refused() -> None:

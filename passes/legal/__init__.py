@@ -15,7 +15,15 @@ from aigcc.passes.legal.activations import (
 )
 from aigcc.passes.legal.attention import Cache, Decompose, MultiHead
 from aigcc.passes.legal.contrib import FusedMatMul, SkipLayerNorm, SkipRmsNorm
-from aigcc.passes.legal.norms import BatchScaledGroupNorm, GroupNorm, LayerNorm, LpNorm, RmsNorm
+from aigcc.passes.legal.convolutions import UpsampledConv
+from aigcc.passes.legal.norms import (
+    BatchScaledGroupNorm,
+    GroupNorm,
+    LayerNorm,
+    LpNorm,
+    RmsNorm,
+    SummedLayerNorm,
+)
 from aigcc.passes.legal.rotary import Rotary
 from aigcc.pipeline.rules import Rule
 
@@ -42,6 +50,14 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
 """Tried in this order on what a target refuses."""
 
 PREFERENCES: dict[str, type[Rule]] = {
-    rule.name: rule for rule in (BatchScaledGroupNorm, MultiHead, Square, Swish)
+    rule.name: rule
+    for rule in (
+        BatchScaledGroupNorm,
+        MultiHead,
+        Square,
+        SummedLayerNorm,
+        Swish,
+        UpsampledConv,
+    )
 }
 """By name; used where the `prefer` table of a target has them, with their options."""

@@ -247,7 +247,7 @@ class MultiHead(Rule):
     """Attention(q, k, v) of many tokens -> com.microsoft.MultiHeadAttention(q, k, v)
 
     Attributes:
-        scores: From more queries times keys on it pays.
+        scores: From so many queries times keys on it pays.
     """
 
     scores: int = 0
@@ -266,7 +266,7 @@ class MultiHead(Rule):
         attributes = match.root.attributes
         if old.heads != old.groups or old.is_causal or attributes.get_float("softcap", 0.0) != 0:
             return None
-        if queries * keys <= self.scores or match.q.dtype != ir.DataType.FLOAT:
+        if queries * keys < self.scores or match.q.dtype != ir.DataType.FLOAT:
             return None
         scale = old.scale
         value: ir.Value = op.MultiHeadAttention(

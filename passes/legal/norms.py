@@ -151,6 +151,26 @@ class BatchScaledGroupNorm(Rule):
         return value
 
 
+class SummedLayerNorm(Rule):
+    """LayerNormalization(x + y) -> LayerNormalization(Sum(x, y))
+
+    ONNX Runtime makes SkipLayerNormalization of the left side, which is slower on a CPU.
+    """
+
+    name = "skip-norm"
+
+    def pattern(self, op: PatternBuilder, x: Any, y: Any) -> Apply:
+        return op.LayerNormalization(op.Add(x, y, _as="add"), _more=True, _as="norm")
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
+        if match.x.dtype != ir.DataType.FLOAT:
+            return None
+        _, *parameters = match.norm.inputs
+        total = op.Sum(match.x, match.y, _like=match.add.outputs[0])
+        value: ir.Value = op.LayerNormalization(total, *parameters, **match.norm.attributes)
+        return value
+
+
 class LpNorm(Rule):
     """LpNormalization(x) -> x / Max(ReduceL2(x), tiny), or ReduceL1; zeros stay zeros"""
 

@@ -36,6 +36,21 @@ from aigcc.targets.mobile.outline import write_outline
 CONFIG = "required_operators.config"
 TYPED_CONFIG = "required_operators_and_types.config"
 
+PRODUCTS = {
+    "Conv": "float",
+    "FusedConv": "float",
+    "FusedGemm": "float",
+    "FusedMatMul": "float",
+    "Gemm": "float",
+    "MatMul": "float",
+    "DynamicQuantizeMatMul": "int8",
+    "MatMulIntegerToFloat": "int8",
+    "QGemm": "int8",
+    "QLinearConv": "int8",
+    "QLinearMatMul": "int8",
+}
+"""What ONNX Runtime's operators for products and convolutions compute in."""
+
 _CHILD = "aigcc.targets.mobile.convert"
 _FLATBUFFER_LIMIT = (1 << 31) - (1 << 24)  # leaves room for the graph itself
 
@@ -106,7 +121,7 @@ class Mobile(Target):
         """
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             lower = self._lower_onnx if self.format == "onnx" else self._lower_ort
-            entry, texts, weights = lower(module, out, Path(scratch), ctx)
+            entry, texts, weights, kernels = lower(module, out, Path(scratch), ctx)
         for name, text in texts.items():
             (out / name).write_text(f"# What {entry} needs of ONNX Runtime.\n{text}", "utf-8")
         if self.weights == "fp16" and "float16" not in weights:
@@ -118,7 +133,8 @@ class Mobile(Target):
             "operators": names_in(texts[CONFIG]),
         }
         models = sorted(path.name for path in out.iterdir() if path.name not in texts)
-        return Lowered((*models, *texts), entry, facts)
+        precision = {name: PRODUCTS[op] for name, op in kernels.items() if op in PRODUCTS}
+        return Lowered((*models, *texts), entry, facts, precision)
 
     def session(self, folder: Path, entry: str, threads: int | None = None) -> Session:
         """The program in ONNX Runtime on this machine's CPU."""
@@ -126,31 +142,38 @@ class Mobile(Target):
 
         return OrtSession(folder / entry, threads=threads)
 
+    def open(self, module: Module, threads: int | None = None) -> Session:
+        """The module in ONNX Runtime on this machine's CPU."""
+        from aigcc.runtime import OrtSession
+
+        return OrtSession(module, threads=threads)
+
     def example(self, module: Module, entry: str) -> str:
         """Runs the model once with numpy and ONNX Runtime; prints shapes and a time."""
         return example_for(module, entry)
 
     def _lower_onnx(
         self, module: Module, out: Path, scratch: Path, ctx: Context
-    ) -> tuple[str, dict[str, str], dict[str, int]]:
+    ) -> tuple[str, dict[str, str], dict[str, int], dict[str, str]]:
         path = out / "model.onnx"
         module.save(path, external=self.external)
-        operators = [required_operators(module)]
+        operators, kernels = [required_operators(module)], {}
         request = {"source": str(write_outline(module, scratch))}
         try:
             answer = worker.call(f"{_CHILD}:list_operators", request, ctx.progress)
         except TargetError as error:
             ctx.note(None, f"{CONFIG} lacks what ONNX Runtime fuses when it loads: {error.what}")
         else:
+            kernels = answer["kernels"]
             operators.append({(d, v): frozenset(names) for d, v, names in answer["operators"]})
         stored: Counter[str] = Counter()
         for tensor in _initializers(Module.load(path)):
             stored[tensor.dtype.name.lower()] += tensor.nbytes
-        return path.name, {CONFIG: to_config(*operators)}, dict(stored.most_common())
+        return path.name, {CONFIG: to_config(*operators)}, dict(stored.most_common()), kernels
 
     def _lower_ort(
         self, module: Module, out: Path, scratch: Path, ctx: Context
-    ) -> tuple[str, dict[str, str], dict[str, int]]:
+    ) -> tuple[str, dict[str, str], dict[str, int], dict[str, str]]:
         source, path = scratch / "model.onnx", out / "model.ort"
         module.save(source, external=True)
         request = {"source": str(source), "out": str(path), "scratch": str(scratch)}
@@ -161,7 +184,7 @@ class Mobile(Target):
             "a .onnx file gets them when it is loaded, and may be faster for convolutions",
         )
         texts = {CONFIG: answer["config"], TYPED_CONFIG: answer["typed_config"]}
-        return path.name, texts, answer["weights"]
+        return path.name, texts, answer["weights"], {}
 
     def _check_ort(self, module: Module) -> Iterator[Problem]:
         if self.weights == "fp16":

@@ -26,14 +26,17 @@ def list_operators(request: Mapping[str, Any], progress: Callable[[str, float], 
         progress: Told what runs.
 
     Returns:
-        `operators`: lists of domain, version and names.
+        `operators`: lists of domain, version and names; `kernels`: operators by node.
     """
     progress("asking ONNX Runtime which operators it will use", 0.5)
     source = Path(request["source"])
     optimised = source.with_name("optimised.onnx")
     save_optimised(source, optimised)
     found = required_operators(Module(ir.load(optimised)))
-    return {"operators": [[*key, sorted(names)] for key, names in found.items()]}
+    return {
+        "operators": [[*key, sorted(names)] for key, names in found.items()],
+        "kernels": {node.name: node.op_type for node in ir.load(optimised).graph if node.name},
+    }
 
 
 def convert_ort(request: Mapping[str, Any], progress: Callable[[str, float], None]) -> Any:

@@ -31,10 +31,12 @@ _CONVERTED = {"float16": "float"}
 # com.microsoft.MultiHeadAttention is slower up to 512 queries and keys, and faster from 1024 on;
 # GroupNormalization and Swish have no kernels, and what they expand to is not fused again.
 _PREFER: dict[str, dict[str, int]] = {
-    "flash-attention": {"scores": 1 << 19},
+    "flash-attention": {"scores": 1 << 20},
     "group-norm": {},
+    "skip-norm": {},
     "square": {},
     "swish": {},
+    "upsample-conv": {"channels": 128},
 }
 # What ONNX Runtime puts in by itself.
 _INTERNAL = {("", "MemcpyFromHost"), ("", "MemcpyToHost")}
