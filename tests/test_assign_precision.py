@@ -17,6 +17,7 @@ from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import trial
 from aigcc.passes.quant.choose import Bounds, Option, choose
 from aigcc.passes.quant.placement import schemes, weight_of
+from aigcc.passes.quant.readback import refuse_mismatches
 from aigcc.passes.quant.switch import Choice, Switch
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
@@ -158,3 +159,12 @@ def test_a_scheme_that_the_target_has_not_is_refused(net, tmp_path):
     with pytest.raises(CompileError, match="no scheme 'w8a9' for mobile") as error:
         PassManager(passes).run(net, context(net))
     assert "w8a8" in str(error.value.hint)
+
+
+def test_what_is_read_back_must_be_what_was_planned(net):
+    target, ctx = make_target("mobile"), context(net)
+    PassManager([InsertQdq(scheme="w8a8")]).run(net, ctx)
+    refuse_mismatches(net, target, {"first": "int8", "second": "int8"})
+    with pytest.raises(CompileError, match="1 of the quantised nodes") as error:
+        refuse_mismatches(net, target, {"first": "int8", "second": "float"})
+    assert "second (MatMul) as w8a8 runs in float" in str(error.value)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +26,16 @@ from aigcc.passes.quant.region import Regions
 from aigcc.pipeline.rules import remove_dead, replace_value
 from aigcc.target import Session, Target
 
-_SECONDS = 0.15
+_SECONDS = 0.1
 _RANGE = (-4.0, 4.0)
+_PER_SECOND = 1e12  # products; only ratios of estimates are of use
 
 
 @dataclasses.dataclass
 class Latencies:
     """Seconds of single nodes, by what decides them; equal nodes are measured once.
+
+    For a device that this machine is not, they are estimates: products by the cost in its table.
 
     Attributes:
         target: Whose programs are timed.
@@ -54,7 +58,7 @@ class Latencies:
     def of(
         self, node: ir.Node, imports: dict[str, int], schemes: Sequence[Scheme]
     ) -> Mapping[str, float] | None:
-        """Seconds by scheme, "full" among them; None where the node cannot be run alone here."""
+        """Seconds by scheme, "full" among them; None where a shape is not known."""
         alone = isolate(node, imports)
         if alone is None:
             return None
@@ -62,7 +66,7 @@ class Latencies:
         if key not in self._known:
             measured = self._measure(alone, schemes)
             if measured is None:
-                return None
+                return _estimate(alone, schemes)
             self._known[key] = measured
             self._save()
         return self._known[key]
@@ -98,6 +102,16 @@ class Latencies:
             self.store.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.store) as (file,):
                 file.write(json.dumps(self._known, indent=0).encode())
+
+
+def _estimate(alone: Module, schemes: Sequence[Scheme]) -> dict[str, float]:
+    node = next(iter(alone.graph))
+    weight, shape = weight_of(node), node.outputs[0].shape
+    assert weight is not None and shape is not None
+    channels = weight.tensor.shape.numpy()[weight.out_axis]
+    products = math.prod(shape.numpy()) * weight.tensor.size / channels
+    seconds = products / _PER_SECOND
+    return {FULL: seconds, **{scheme.name: seconds * scheme.cost for scheme in schemes}}
 
 
 def quantised_alone(alone: Module, scheme: Scheme) -> Module:

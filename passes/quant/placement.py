@@ -65,6 +65,8 @@ class Scheme:
             before left over: two terms of 8 bits are as good as 16.
         activation_terms: The same for activations.
         block: How many numbers along the summed axis share a scale; None: one per output channel.
+        cost: The time of a product as a factor of what it is unquantised: for devices that this
+            machine is not, where nothing can be timed.
         kernels: The operators, and what their kernels want.
     """
 
@@ -76,6 +78,7 @@ class Scheme:
     weight_terms: int
     activation_terms: int
     block: int | None
+    cost: float
     kernels: Mapping[str, Kernel]
 
     @property
@@ -103,6 +106,7 @@ class Scheme:
             row.get("weight_terms", 1),
             row.get("activation_terms", 1),
             row.get("block"),
+            row.get("cost", 1.0),
             {op: Kernel(**wanted) for op, wanted in row["ops"].items()},
         )
 

@@ -42,7 +42,8 @@ class Found:
     def facts(self) -> dict[str, Any]:
         """For the recipe."""
         figures = {k: v for k, v in self.figures.measured.items() if math.isfinite(v)}
-        return {**figures, "latency_ratio": self.figures.ratio}
+        ratio = self.figures.ratio
+        return figures if ratio is None else {**figures, "latency_ratio": ratio}
 
 
 def search(
@@ -91,10 +92,18 @@ def search(
         allowed *= min(max(room, 0.1), 4.0)
     if not kept:
         raise _failure(missed or [nothing], budget)
-    best = min(kept, key=lambda found: 1.0 if found is nothing else found.figures.ratio)
+    best = min(kept, key=lambda found: _slowness(found, nothing))
     if best is nothing:
         ctx.decline(None, "no mixture that keeps the budget is faster than the model as it is")
     return best
+
+
+def _slowness(found: Found, nothing: Found) -> float:
+    """Measured latency; where that cannot be, more quantised nodes count as faster."""
+    if found is nothing:
+        return 1.0
+    ratio = found.figures.ratio
+    return ratio if ratio is not None else 1 / (1 + len(found.precision))
 
 
 def _options(
@@ -125,17 +134,16 @@ def _bounds(
     allowed: float, budget: Budget, nothing: Found, options: Sequence[Sequence[Option]]
 ) -> Bounds:
     original = nothing.figures.original
-    rest = {
-        "latency": original["latency"] - sum(row[0].seconds for row in options),
-        "size": original["size"] - sum(row[0].size for row in options),
-    }
+    rest = {"size": original["size"] - sum(row[0].size for row in options)}
+    if "latency" in original:
+        rest["latency"] = original["latency"] - sum(row[0].seconds for row in options)
     limits = {
         metric: min((limit.value(original[metric]) for limit in budget.of([metric])), default=None)
         for metric in rest
     }
     room = {m: None if limit is None else limit - rest[m] for m, limit in limits.items()}
     shares = tuple(allowed * max(1 - used, 0.0) for used in nothing.figures.shares.values())
-    return Bounds(shares, room["latency"], room["size"])
+    return Bounds(shares, room.get("latency"), room["size"])
 
 
 def _keeps(found: Found, budget: Budget) -> bool:
@@ -144,7 +152,8 @@ def _keeps(found: Found, budget: Budget) -> bool:
 
 def _describe(found: Found, budget: Budget) -> str:
     measured = found.figures.measured
-    shown = [f"{found.figures.ratio:.2f} times the latency"]
+    ratio = found.figures.ratio
+    shown = ["latency not measured" if ratio is None else f"{ratio:.2f} times the latency"]
     shown += [f"{limit.metric} {measured[limit.metric]:.4g}" for limit in budget.limits]
     return f"{len(found.precision)} nodes, {', '.join(shown)}"
 

@@ -33,7 +33,7 @@ class Figures:
 
     Attributes:
         shares: By bound on quality and output, how much of it is used up.
-        measured: By metric: quality, "size" in bytes, "latency" in seconds.
+        measured: By metric: quality, "size" in bytes; "latency" in seconds where it can run here.
         original: The same of the model as it was, where it has such a figure.
     """
 
@@ -42,13 +42,18 @@ class Figures:
     original: Mapping[str, float]
 
     @property
-    def ratio(self) -> float:
-        """Latency as a factor of the model's as it was."""
+    def ratio(self) -> float | None:
+        """Latency as a factor of the model's as it was; None where it cannot run here."""
+        if "latency" not in self.measured:
+            return None
         return self.measured["latency"] / self.original["latency"]
 
 
 class Trials:
     """Builds models with schemes for nodes, runs them on the target here, and measures them.
+
+    Where this machine cannot run the target's programs, the quantised modules run in ONNX Runtime
+    without its optimisations, and latency is not measured.
 
     Args:
         module: The model as it is; not changed.
@@ -57,14 +62,21 @@ class Trials:
         ctx: Target, samples to evaluate on (four of them are used), calibration, threads.
 
     Raises:
-        CompileError: this machine cannot run the target's programs.
+        CompileError: latency has a bound, and cannot be measured here.
     """
 
     def __init__(self, module: Module, budget: Budget, calibration: Method, ctx: Context) -> None:
         assert ctx.samples is not None
         self._module, self._budget, self._ctx = module, budget, ctx
         self._ranges = ranges(ctx.calibration, calibration)
-        self._plain = self._open(module)
+        assert ctx.target is not None
+        self._plain = ctx.target.open(module, ctx.threads)
+        if self._plain is None and budget.of(["latency"]):
+            raise CompileError(
+                f"this machine cannot run programs for {ctx.target.name}, so no latency can be "
+                "measured",
+                hint="bound quality and size instead",
+            )
         self._feeds = list(itertools.islice(ctx.samples, _SAMPLES))
         exact = OrtSession(module, optimise=False, threads=ctx.threads)
         self._expected: list[Outputs] = [exact.run(feeds) for feeds in self._feeds]
@@ -77,21 +89,24 @@ class Trials:
         damage = Damage(self._budget)
         for feeds, expected in zip(self._feeds, self._expected, strict=True):
             damage.add(feeds, expected, session.run(feeds))
+        measured, original = self._latency(session)
+        return Figures(
+            damage.used(),
+            {**damage.figures(), "size": size_of(made), **measured},
+            {**damage.original(), "size": self._size, **original},
+        )
+
+    def _latency(self, session: Session) -> tuple[dict[str, float], dict[str, float]]:
+        """Of a program and of the model as it is, run in turn; nothing where it cannot run here."""
+        if self._plain is None:
+            return {}, {}
         feeds = self._feeds[0]
         timing = interleave(
             {"full": partial(self._plain.run, feeds), "tried": partial(session.run, feeds)},
             seconds=_SECONDS,
         )
         seconds = timing["full"].median
-        return Figures(
-            damage.used(),
-            {
-                **damage.figures(),
-                "size": size_of(made),
-                "latency": seconds * timing["tried"].ratio,
-            },
-            {**damage.original(), "size": self._size, "latency": seconds},
-        )
+        return {"latency": seconds * timing["tried"].ratio}, {"latency": seconds}
 
     def _build(self, precision: Mapping[int, str]) -> Module:
         made = self._module.clone()
@@ -106,13 +121,7 @@ class Trials:
     def _open(self, module: Module) -> Session:
         assert self._ctx.target is not None
         session = self._ctx.target.open(module, self._ctx.threads)
-        if session is None:
-            raise CompileError(
-                f"this machine cannot run programs for {self._ctx.target.name}, so no budget can "
-                "be measured",
-                hint="find a recipe where it can be run, and replay it: assign-precision(recipe=F)",
-            )
-        return session
+        return session or OrtSession(module, optimise=False, threads=self._ctx.threads)
 
 
 def size_of(module: Module) -> float:
