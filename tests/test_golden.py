@@ -7,6 +7,8 @@ line `# -----`. Types are inferred before the pipeline runs. Further lines befor
 - `# TOL: 1e-3` is how far the outputs may be from those of the model as it was, relative to the
   largest of each (1e-5 by default); `none` leaves them alone.
 - `# REMARK: text` must occur in one of the remarks; `# REMARK: none` allows no refusal.
+- `# TARGET: name` is the target that the pipeline prepares for.
+- `# SAMPLES: synthetic` gives the pipeline samples to calibrate on.
 
 `pytest --bless` rewrites what is expected.
 """
@@ -26,6 +28,8 @@ from aigcc.ir.text.printer import print_body
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse
+from aigcc.samples import load_samples
+from aigcc.targets import make_target
 from aigcc.testing import assert_same_outputs
 
 FOLDER = Path(__file__).parent / "passes"
@@ -94,6 +98,10 @@ def test_golden(case: Case, request: pytest.FixtureRequest) -> None:
     module = Module.parse(case.source)
     infer_shapes(module.model)
     before, ctx = module.clone(), Context()
+    for target in case.options("TARGET"):
+        ctx.target = make_target(target)
+    if case.options("SAMPLES"):
+        ctx.samples = load_samples(None, module)
     (pipeline,) = case.options("RUN")
     PassManager(parse(pipeline)).run(module, ctx)
 

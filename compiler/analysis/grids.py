@@ -43,10 +43,11 @@ def limits(dtype: ir.DataType) -> tuple[float, float]:
 def nearest(array: Array, dtype: ir.DataType) -> Array:
     """The nearest numbers of a dtype, as float32: ties to even, what is outside is clipped."""
     low, high = _LIMITS[dtype]
-    made = np.clip(array, low, high, dtype=np.float32)
+    made: Array = np.clip(array, low, high, dtype=np.float32)
     if dtype == ir.DataType.FLOAT8E4M3FN:
-        return made.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    return np.rint(made, out=made)
+        return np.asarray(made.astype(ml_dtypes.float8_e4m3fn), np.float32)
+    np.rint(made, out=made)
+    return made
 
 
 def stored(numbers: Array, dtype: ir.DataType) -> Array:
@@ -83,6 +84,8 @@ class Grid:
             clip: "max" leaves nothing outside of the grid; "mse" takes for each slice the range,
                 from 0.55 to 1 of that, with the least squared error (Banner et al., 2019).
         """
+        if _is_turned(array):
+            return np.ascontiguousarray(self._turned.scale(array.T, clip).T)
         reach = np.zeros(self.scale_shape(array.shape), np.float32)
         for part, place in self._pairs(array, reach):
             _gather(np.maximum, _reach, part, place, place)
@@ -94,6 +97,8 @@ class Grid:
 
     def round(self, array: Array, scale: Array) -> Array:
         """The nearest numbers of the grid, in `dtype`; ties to even, what is outside is clipped."""
+        if _is_turned(array):
+            return np.ascontiguousarray(self._turned.round(array.T, scale.T).T)
         made = np.empty(array.shape, self.dtype.numpy())
 
         def one(part: Array, place: Array, out: Array) -> None:
@@ -127,6 +132,11 @@ class Grid:
             return (shape[axis],)
         return (*shape[:axis], -(-shape[axis] // self.block), *shape[axis + 1 :])
 
+    @property
+    def _turned(self) -> Grid:
+        """The same grid for a matrix that is turned."""
+        return dataclasses.replace(self, axis=None if self.axis is None else 1 - self.axis % 2)
+
     def _pairs(self, array: Array, scale: Array) -> list[tuple[Array, Array]]:
         """The array as views of rank 4, and for each its scales, which broadcast against it."""
         if self.axis is None:
@@ -149,13 +159,12 @@ class Grid:
         error = np.zeros((len(_FACTORS), *scale.shape), np.float64)
 
         def errors(part: Array, place: Array, axes: tuple[int, ...]) -> Array:
-            part = _float(part)
+            unit = _float(part) / place  # in steps: squares of weights might overflow
             found = []
             for factor in _FACTORS:
-                step = np.maximum(place * factor, np.float32(SMALLEST_SCALE))
-                left = nearest(part / step, self.dtype)
-                left *= step
-                left -= part
+                left = nearest(unit / factor, self.dtype)
+                left *= factor
+                left -= unit
                 found.append(np.square(left, out=left).sum(axes, np.float64, keepdims=True))
             return np.stack(found)
 
@@ -166,12 +175,18 @@ class Grid:
             for (_, into), found in zip(trial, sums, strict=True):
                 into[...] = found
         best = _FACTORS[np.argmin(error, axis=0)]
-        return np.maximum(scale * best, np.float32(SMALLEST_SCALE))
+        return np.asarray(np.maximum(scale * best, SMALLEST_SCALE), np.float32)
+
+
+def _is_turned(array: Array) -> bool:
+    """Whether a matrix is a view of one that lies the other way: pieces of that are contiguous."""
+    return array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
 
 
 def _reach(part: Array, place: Array, axes: tuple[int, ...]) -> Array:
     part = _float(part)
-    return np.maximum(part.max(axes, keepdims=True), -part.min(axes, keepdims=True))
+    low, high = part.min(axes, keepdims=True), part.max(axes, keepdims=True)
+    return np.asarray(np.maximum(high, -low))
 
 
 def _float(array: Array) -> Array:
@@ -235,7 +250,7 @@ def _gather(
         return cut, work(part[chunk], place[cut], axes)
 
     for cut, found in _map(one, part.shape):
-        here = into[(..., *cut)]
+        here = into[(slice(None),) * (into.ndim - len(cut)) + cut]
         join(here, found, out=here)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import onnx_ir as ir
@@ -14,10 +14,18 @@ from aigcc.cache import cache_folder
 from aigcc.errors import CompileError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
-from aigcc.passes.quant.placement import Scheme, Weight, find_scheme, schemes, weight_of
-from aigcc.passes.quant.region import RangeOf, Regions
+from aigcc.passes.quant.placement import (
+    Scheme,
+    Weight,
+    find_scheme,
+    schemes,
+    table_of,
+    weight_of,
+)
+from aigcc.passes.quant.region import PLAIN, RangeOf, Regions, Tuning
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.rules import remove_dead, replace_value
+from aigcc.samples import Samples
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
@@ -45,9 +53,10 @@ def places(module: Module, default: str, ctx: Context) -> Iterator[Place]:
         CompileError: a node keeps a scheme that the target does not have.
     """
     known = schemes(ctx.target)
+    found: list[Place] = []
     for graph in module.graphs():
         for node in graph:
-            weight = weight_of(node)
+            weight = weight_of(node) or table_of(node)
             name = node.metadata_props.get(PRECISION, default)
             if weight is None or name == FULL:
                 continue
@@ -57,15 +66,66 @@ def places(module: Module, default: str, ctx: Context) -> Iterator[Place]:
                     ctx.decline(node, f"{scheme.name} has no kernel for {node.op_type}")
             elif graph is not module.graph and scheme.is_calibrated:
                 ctx.decline(node, "in a sub-graph or function, where no range is calibrated")
+            elif node.outputs[0].dtype is None or _activation(node).dtype is None:
+                ctx.decline(node, "the types of its values are not known: see infer-shapes")
             else:
-                yield Place(graph, node, weight, scheme)
+                found.append(Place(graph, node, weight, scheme))
+    yield from _with_tables(found, ctx)
 
 
-def wanted_ranges(places: Iterable[Place]) -> dict[str, int | None]:
-    """The activations whose ranges are needed, with the axis of their channels."""
+def _activation(node: ir.Node) -> ir.Value:
+    """What a product multiplies with its weight, or what a Gather looks up."""
+    value = node.inputs[1 if node.op_type == "Gather" else 0]
+    assert value is not None
+    return value
+
+
+def _turn(place: Place) -> ir.Node | None:
+    """The Transpose between a product and its weight, if any."""
+    read = place.node.inputs[1]
+    return None if read is None or not place.weight.turned else read.producer()
+
+
+def _with_tables(found: Sequence[Place], ctx: Context) -> Iterator[Place]:
+    """Tables share the numbers of a product that reads the same weight; other readers keep them."""
+    products: dict[ir.Value, list[Place]] = {}
+    for place in found:
+        if place.node.op_type != "Gather":
+            products.setdefault(place.weight.value, []).append(place)
+    gathers = {place.node for place in found if place.node.op_type == "Gather"}
+    for place in found:
+        node, value = place.node, place.weight.value
+        if node not in gathers:
+            yield place
+            continue
+        tied = products.get(value, [])
+        known = gathers | {other.node for other in tied}
+        known |= {turn for other in tied if (turn := _turn(other)) is not None}
+        ids = node.inputs[1]
+        if any(user not in known for user, _ in value.uses()):
+            ctx.decline(node, f"its table {value.name} is read in float elsewhere")
+        elif place.scheme.weight.bitwidth < 8:
+            ctx.decline(node, "Gather takes no numbers of less than 8 bits")
+        elif tied and (ids is None or ids.shape is None or tied[0].scheme != place.scheme):
+            ctx.decline(node, f"it cannot share the numbers of {tied[0].node.name}")
+        else:
+            yield dataclasses.replace(place, weight=tied[0].weight) if tied else place
+
+
+def wanted_ranges(places: Iterable[Place], every: GraphLike | None = None) -> dict[str, int | None]:
+    """The activations whose ranges are needed, with the axis of their channels.
+
+    Args:
+        places: The nodes that will be quantised.
+        every: The main graph: its activations that stay float, or get ranges at run time, too.
+    """
     wanted: dict[str, int | None] = {}
     for place in places:
         if not place.scheme.is_calibrated:
+            data = place.node.inputs[0]
+            if place.graph is every and place.node.op_type != "Gather":
+                assert data is not None and data.name is not None
+                wanted[data.name] = place.weight.channel_axis
             continue
         data, output = place.node.inputs[0], place.node.outputs[0]
         assert data is not None and data.name is not None and output.name is not None
@@ -75,25 +135,42 @@ def wanted_ranges(places: Iterable[Place]) -> dict[str, int | None]:
     return wanted
 
 
-def calibrated(module: Module, places: Iterable[Place], ctx: Context) -> Calibration | None:
+def samples_of(ctx: Context) -> Samples:
+    """The samples to calibrate on.
+
+    Raises:
+        CompileError: there are none.
+    """
+    samples = ctx.calibration_samples or ctx.samples
+    if samples is None:
+        raise CompileError(
+            "there are no samples to calibrate activations on",
+            hint="give --samples, or take a scheme and options that leave activations alone",
+        )
+    return samples
+
+
+def calibrated(
+    module: Module, places: Iterable[Place], ctx: Context, every: bool = False
+) -> Calibration | None:
     """Statistics of the activations that need ranges: those of an earlier pass where they are.
+
+    Args:
+        module: Whose activations.
+        places: The nodes that will be quantised.
+        ctx: Has samples; keeps the calibration.
+        every: Also the activations of the main graph that stay float, or get ranges at run time.
 
     Raises:
         CompileError: there are no samples to calibrate on.
     """
-    wanted = wanted_ranges(places)
+    wanted = wanted_ranges(places, module.graph if every else None)
     if not wanted:
         return None
     if ctx.calibration is None or not wanted.keys() <= ctx.calibration.tensors.keys():
-        samples = ctx.calibration_samples or ctx.samples
-        if samples is None:
-            raise CompileError(
-                "there are no samples to calibrate activations on",
-                hint="give --samples, or take a scheme that leaves activations alone",
-            )
         ctx.calibration = calibrate(
             module,
-            samples,
+            samples_of(ctx),
             wanted,
             cache=cache_folder() / "calibration",
             progress=ctx.progress,
@@ -115,9 +192,18 @@ def ranges(calibration: Calibration | None, method: Method) -> RangeOf:
 
 
 def quantise(
-    module: Module, places: Iterable[Place], range_of: RangeOf, clip: Clip, ctx: Context
+    module: Module,
+    places: Iterable[Place],
+    range_of: RangeOf,
+    clip: Clip,
+    ctx: Context,
+    tuning: Tuning = PLAIN,
 ) -> None:
-    """Rewrite node by node; weights are rounded when the module is saved."""
+    """Rewrite node by node; weights are rounded when the module is saved.
+
+    Raises:
+        CompileError: a weight holds NaN or infinity.
+    """
     names = Names(module)
     regions: dict[GraphLike, Regions] = {}
     for place in places:
@@ -126,10 +212,21 @@ def quantise(
             return
         graph = place.graph
         if graph not in regions:
-            regions[graph] = Regions(graph, names, ctx.maker, module.opset, range_of, clip)
+            regions[graph] = Regions(graph, names, ctx.maker, module.opset, range_of, clip, tuning)
         region = regions[graph].make(place.node, place.weight, place.scheme)
         graph.insert_before(place.node, [*region.shared, *region.made])
         for node in region.made:
+            for key, fact in place.node.metadata_props.items():
+                node.metadata_props.setdefault(key, fact)
             node.metadata_props[PRECISION] = place.scheme.name
         replace_value(graph, place.node.outputs[0], region.result, names, fresh=True)
         remove_dead([place.node])
+        _hand_on_name(place.node, region.made)
+
+
+def _hand_on_name(old: ir.Node, made: Iterable[ir.Node]) -> None:
+    """Let the first product that stands for a node have its name: messages and recipes go by it."""
+    for node in made:
+        if node.op_type in (old.op_type, f"{old.op_type}Integer"):
+            node.name = old.name
+            return

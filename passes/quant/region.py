@@ -18,7 +18,7 @@ from aigcc.ir.names import Names
 from aigcc.ir.weights import constant, derive
 from aigcc.passes.quant.placement import NARROW, Scheme, Weight
 from aigcc.passes.quant.tables import gathered
-from aigcc.passes.quant.terms import Key, Term, key_of, make_terms
+from aigcc.passes.quant.terms import Key, Term, is_above, key_of, make_terms
 from aigcc.pipeline.rules import Builder
 
 Array = npt.NDArray[Any]
@@ -51,6 +51,10 @@ class Tuning:
         if scheme.activation_terms > 1 or node.inputs[0] is None:
             return None
         return self.outliers.get(node.inputs[0].name or "")
+
+
+PLAIN = Tuning()
+"""Nothing is known besides ranges."""
 
 
 @dataclasses.dataclass
@@ -110,7 +114,7 @@ class Regions:
     opset: int
     range_of: RangeOf
     clip: Clip = "max"
-    tuning: Tuning = dataclasses.field(default_factory=Tuning)
+    tuning: Tuning = PLAIN
     _activations: dict[tuple[ir.Value, str], list[_Part]] = dataclasses.field(default_factory=dict)
     _terms: dict[tuple[Any, ...], list[Term]] = dataclasses.field(default_factory=dict)
     _shared: dict[tuple[Any, ...], ir.Value] = dataclasses.field(default_factory=dict)
@@ -271,7 +275,7 @@ class Regions:
         if key not in self._shared:
             rest = data
             if without is not None:
-                keep = np.ones(weight.tensor.shape[weight.in_axis], np.float32)
+                keep = np.ones(weight.tensor.shape.numpy()[weight.in_axis], np.float32)
                 keep[without] = 0
                 rest = shared.Mul(data, keep)
             numbers, step, zero = shared.DynamicQuantizeLinear(rest, _outputs=3)
@@ -330,13 +334,19 @@ class Regions:
         return self._activations[key]
 
     def floor(self, node: ir.Node, scheme: Scheme) -> Array | None:
-        """The scales that a weight needs at least, so that its node's bias fits into int32."""
+        """The scales that a weight needs at least, so that its node's bias fits into int32.
+
+        Where the table wants a float bias, too: ONNX Runtime makes whole ones of them itself.
+        """
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if bias is None or scheme.kernels[node.op_type].bias != "int32" or scheme.dynamic:
+        if not scheme.is_calibrated or scheme.block is not None:
             return None
-        assert node.inputs[0] is not None and scheme.activation is not None
-        grid, output = self._grid(node.inputs[0], scheme), self._output(node, scheme)
-        numbers = np.asarray(bias.numpy(), np.float32)
+        output = self._output(node, scheme)
+        if bias is None and output is None:
+            return None
+        assert node.inputs[0] is not None
+        grid = self._grid(node.inputs[0], scheme)
+        numbers = np.zeros(1) if bias is None else np.asarray(bias.numpy(), np.float32)
         if numbers.ndim > 1 and numbers.shape[0] > 1:
             return None  # stays float: see `_bias`
         numbers = np.abs(numbers.reshape(-1))
@@ -361,12 +371,12 @@ class Regions:
         floor: Array | None = None,
         without: Array | None = None,
     ) -> list[Term]:
-        own = key_of(weight, scheme)
-        if own in self.tuning.rounded:
-            return self._terms.setdefault(own, [self.tuning.rounded[own]])
-        key = (*own, None if without is None else without.tobytes())
-        known = self._terms.get(key)
-        if known is None or (floor is not None and not (known[0].scale >= floor).all()):
+        key: tuple[Any, ...] = key_of(weight, scheme)
+        rounded = self.tuning.rounded.get(key_of(weight, scheme))
+        if rounded is not None and is_above(rounded.scale, floor):
+            return self._terms.setdefault(key, [rounded])
+        key = (*key, None if without is None else without.tobytes())
+        if key not in self._terms or not is_above(self._terms[key][0].scale, floor):
             self._terms[key] = make_terms(weight, scheme, self.clip, floor, without)
         return self._terms[key]
 
@@ -374,7 +384,7 @@ class Regions:
 def _bias(
     builder: Builder, rest: list[ir.Value | None], unit: Array | None, output: _Output | None
 ) -> list[ir.Value | None]:
-    """The inputs behind the weight: a bias in int32 in units of the product where that is asked for.
+    """The inputs behind the weight: a bias in int32, in units of the product where that is wanted.
 
     A bias that is no constant, or one for each row of a Gemm, stays as it is.
     """

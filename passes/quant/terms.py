@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnx_ir as ir
 from aigcc.analysis.grids import SMALLEST_SCALE, Clip, Grid
 from aigcc.errors import CompileError
 from aigcc.ir.storage.mapped import MappedTensor
-from aigcc.ir.weights import derive
+from aigcc.ir.weights import constant, derive
 from aigcc.passes.quant.placement import Scheme, Weight
 
 Array = npt.NDArray[Any]
@@ -69,37 +70,50 @@ def make_terms(
     grid, source, made = grid_of(weight, scheme), source_of(weight, without), []
     for term in range(scheme.weight_terms):
         scale = choose_scale(grid, source, weight, clip, floor if term == 0 else None)
-        made.append(Term(_rounded(source, grid, scale), scale, grid))
+        made.append(Term(_rounded(source, grid, scale, weight), scale, grid))
         if term + 1 < scheme.weight_terms:
             source = _remainder(source, grid, scale)
     return made
 
 
-def source_of(weight: Weight, without: Array | None) -> ir.TensorProtocol:
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Numbers that are to be rounded: a weight on disk, and what is made of it when it is read."""
+
+    tensor: ir.TensorProtocol
+    view: Callable[[Array], Array]
+
+    def read(self) -> Array:
+        """The array as the node reads it; a turned one is a view."""
+        return self.view(self.tensor.numpy())
+
+
+def source_of(weight: Weight, without: Array | None) -> Source:
     """The weight's numbers as the node reads them, with 0 for some input channels."""
-    tensor = weight.tensor
-    if without is None:
-        return tensor
+
+    def view(array: Array) -> Array:
+        return array.T if weight.turned else array
 
     def blank(array: Array) -> Array:
-        array = array.copy()
+        array = view(array).copy()
         np.moveaxis(array, weight.in_axis, 0)[without] = 0
         return array
 
-    shape = tuple(tensor.shape.numpy())
-    return derive(blank, tensor, dtype=tensor.dtype, shape=shape, name=tensor.name or "")
+    tensor = constant(weight.value)
+    assert tensor is not None
+    return Source(tensor, view if without is None else blank)
 
 
 def choose_scale(
-    grid: Grid, source: ir.TensorProtocol, weight: Weight, clip: Clip, floor: Array | None = None
+    grid: Grid, source: Source, weight: Weight, clip: Clip, floor: Array | None = None
 ) -> Array:
     """The scales of a weight.
 
     Raises:
         CompileError: the weight holds NaN or infinity.
     """
-    scale = grid.scale(source.numpy(), clip)
-    release(source)
+    scale = grid.scale(source.read(), clip)
+    release(source.tensor)
     if not np.isfinite(scale).all():
         raise CompileError(
             "the weight holds numbers that are not finite, and cannot be quantised",
@@ -108,7 +122,7 @@ def choose_scale(
         )
     if floor is not None:
         scale = np.maximum(scale, floor)
-    return storable(scale, weight.tensor.dtype)
+    return storable(scale, source.tensor.dtype)
 
 
 def storable(scale: Array, dtype: ir.DataType) -> Array:
@@ -120,28 +134,32 @@ def storable(scale: Array, dtype: ir.DataType) -> Array:
     return np.maximum(scale, lowest).astype(narrow).astype(np.float32)
 
 
+def is_above(scale: Array, floor: Array | None) -> bool:
+    """Whether scales are all that a bias needs; a little is lost where they were stored."""
+    return floor is None or bool((scale >= floor * np.float32(0.99)).all())
+
+
 def release(tensor: ir.TensorProtocol) -> None:
     """Drop the pages of a weight that was read."""
     if isinstance(tensor, MappedTensor):
         tensor.release()
 
 
-def _rounded(source: ir.TensorProtocol, grid: Grid, scale: Array) -> ir.TensorProtocol:
+def _rounded(source: Source, grid: Grid, scale: Array, weight: Weight) -> ir.TensorProtocol:
     return derive(
-        lambda array: grid.round(array, scale),
-        source,
+        lambda array: grid.round(source.view(array), scale),
+        source.tensor,
         dtype=grid.dtype,
-        shape=tuple(source.shape.numpy()),
-        name=f"{source.name}_{grid.dtype.name.lower()}",
+        shape=tuple(weight.tensor.shape.numpy()),
+        name=f"{source.tensor.name}_{grid.dtype.name.lower()}",
     )
 
 
-def _remainder(source: ir.TensorProtocol, grid: Grid, scale: Array) -> ir.TensorProtocol:
+def _remainder(source: Source, grid: Grid, scale: Array) -> Source:
     """What a weight's first term leaves over."""
 
     def left(array: Array) -> Array:
-        array = np.asarray(array, np.float32)
+        array = np.asarray(source.view(array), np.float32)
         return np.asarray(array - grid.back(grid.round(array, scale), scale), np.float32)
 
-    shape = tuple(source.shape.numpy())
-    return derive(left, source, dtype=ir.DataType.FLOAT, shape=shape, name=source.name or "")
+    return Source(source.tensor, left)
