@@ -36,7 +36,9 @@ PLAYED = [
 ]
 COMMAND = re.compile(r"^\$ (.*(?:\\\n.*)*)\n", re.M)
 # Sizes of files and digits after a point may differ; on a line with a duration all numbers do.
-DECIMAL = re.compile(r"\d+(?:\.\d+)? [kMG]?B\b|\d+(?:\.\d+)+(?:e[+-]?\d+)?|\d+e[+-]?\d+")
+DECIMAL = re.compile(
+    r'\d+(?:\.\d+)? [kMG]?B\b|\d+(?:\.\d+)+(?:e[+-]?\d+)?|\d+e[+-]?\d+|(?<="offset": ")\d+'
+)
 DURATION = re.compile(r"\d (?:ms|s)\b")
 MEASURED = re.compile(r"-?\d+(?:\.\d+)?(?: (?:ms|s|[kMG]?B)\b)?")
 PACKAGE = re.compile(r"-m aigcc\.models\.fetch ([a-z][\w-]+)")

@@ -19,8 +19,17 @@ from aigcc.errors import CompileError, describe, raised_at
 from aigcc.figures import printable
 from aigcc.jsontext import to_json
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    """A console that leaves closed pipes to the command line, which knows the exit code."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich would end the process for."""
+        raise BrokenPipeError
+
+
+console = _Console(highlight=False)
+errors = _Console(stderr=True, highlight=False)
 
 _UNWRAPPED = 10_000  # columns of an output that is no terminal: a row stays a line
 _PROSE = 104  # a line of code in a docstring, and a blank on both sides
@@ -103,7 +112,7 @@ def _print(thing: RenderableType, width: int) -> None:
     if console.is_terminal:
         console.print(thing)
         return
-    wide = Console(highlight=False, width=width)
+    wide = _Console(highlight=False, width=width)
     with wide.capture() as captured:
         wide.print(thing)
     for text in captured.get().splitlines():

@@ -108,4 +108,4 @@ class PrintAfter:
         if run.name == self.name:
             print(f"# after {run.index}-{run.text}", file=self.stream)
             text = print_model(module.model, inline_limit=INLINE_LIMIT, brief=True)
-            print(text, file=self.stream)
+            print(text, file=self.stream, flush=True)

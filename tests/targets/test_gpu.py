@@ -265,7 +265,7 @@ def test_the_example_is_a_program() -> None:
 CHILD = """
 import os, sys
 def crash(request, progress):
-    print("about to fall")
+    print("about to fall", flush=True)
     os.abort()
 def fail(request, progress):
     raise KeyError("no such layer")
