@@ -200,12 +200,12 @@ class Regions:
             return None
         if bias is not None and constant(bias) is None:
             return None
-        low, high = self.range_of(value, scheme)  # nothing is gained by more than the tensor has
-        symmetric = scheme.symmetric
-        lows, highs = np.maximum(channels.low, low), np.minimum(channels.high, high)
-        scale, zero = channel_grids(lows, highs, scheme.activation, symmetric)
+        # the range of a channel is narrow enough as it is: clipping it costs more than it gains
+        scale, zero = channel_grids(
+            channels.low, channels.high, scheme.activation, scheme.symmetric
+        )
         lowest, highest = limits(scheme.activation)
-        return _Output(scale, zero, 0 if symmetric else int(lowest + highest + 1) // 2)
+        return _Output(scale, zero, 0 if scheme.symmetric else int(lowest + highest + 1) // 2)
 
     def _back(
         self,
