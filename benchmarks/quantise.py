@@ -1,0 +1,220 @@
+"""Compare quantised programs: aigcc, ONNX Runtime's quantisation, OpenVINO and NNCF.
+
+    python benchmarks/quantise.py [--models gpt2,vae,...] [--tools aigcc] [--rounds 1] [--reuse]
+
+Each tool runs as a process of its own and gets the same four calibration samples; the peers live in
+venvs that the script makes in .cache. Then the programs run in one process, a few at a time in turn
+with ONNX Runtime on the model as it was exported, which latencies are ratios to, and their outputs
+on other samples are compared with the original's in ONNX Runtime without any optimisation. SQNR is
+of the worst sample. aigcc starts without any measurement that it remembers. Needs
+`pip install aigcc[models,cpu]`, and for trained models and real data
+`python -m aigcc.models.fetch`. Prints a table for each model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from process import Finished, run
+from quantise_models import MODELS, Feeds, Model, Prepared, prepare, sqnr
+from quantise_tools import Tool, make_venv, precisions, tools_for
+
+from aigcc.benchmark import Timing, interleave
+from aigcc.errors import CompileError
+from aigcc.runtime import OrtSession
+from aigcc.target import Session
+
+CACHE = Path(".cache")
+TOGETHER = 4  # programs that are timed in turn with ONNX Runtime on the original
+
+
+@dataclasses.dataclass
+class Row:
+    """A tool, and what was found of its program."""
+
+    tool: Tool
+    folder: Path
+    runs: Sequence[Finished] = ()
+    note: str = ""
+    fault: str = ""
+    size: int = 0
+    sqnr: float = 0.0
+    metric: str = ""
+    timing: Timing | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="gpt2,vae,unet_medium,face_gan,terrain")
+    parser.add_argument("--tools", default="", help="only rows whose name starts so; with commas")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each tool builds")
+    parser.add_argument("--seconds", type=float, default=60, help="for all latencies of a model")
+    parser.add_argument("--reuse", action="store_true", help="take programs that are built already")
+    arguments = parser.parse_args()
+    try:
+        for name in arguments.models.split(","):
+            if name not in MODELS:
+                raise CompileError(f"no model {name!r}", hint=f"one of {', '.join(MODELS)}")
+            _compare(name, arguments)
+    except CompileError as error:
+        sys.exit(str(error))
+
+
+def _compare(name: str, arguments: argparse.Namespace) -> None:
+    model = MODELS[name]
+    prepared = prepare(name, model, CACHE)
+    tools = list(tools_for(model, prepared, CACHE))
+    wanted = tuple(arguments.tools.split(","))
+    tools = tools[:1] + [tool for tool in tools[1:] if tool.name.startswith(wanted)]
+    out = CACHE / "bench" / name / "quantised"
+    out.mkdir(exist_ok=True)
+    rows = _build(tools, prepared, out, arguments)
+    _measure(model, prepared, rows, arguments.seconds)
+    _print(name, model, prepared, rows)
+
+
+def _build(
+    tools: Sequence[Tool], prepared: Prepared, out: Path, arguments: argparse.Namespace
+) -> list[Row]:
+    rows: list[Row] = []
+    built: dict[tuple[str, ...], Row] = {}
+    for tool in tools:
+        if not tool.command:
+            rows.append(Row(tool, prepared.path.parent))
+            continue
+        if tool.command not in built:
+            row = Row(tool, out / re.sub(r"\W+", "_", tool.name))
+            row.runs = _runs(row, arguments.rounds, reuse=arguments.reuse)
+            built[tool.command] = row
+        first = built[tool.command]
+        note = _failure(first.runs[-1].output) if first.runs[-1].code else ""
+        rows.append(Row(tool, first.folder, first.runs, note))
+    return rows
+
+
+def _runs(row: Row, rounds: int, *, reuse: bool) -> list[Finished]:
+    """Build a program several times, or read what an earlier run of this script wrote down."""
+    record = row.folder.with_suffix(".json")
+    if reuse and record.exists():
+        return [Finished(**finished) for finished in json.loads(record.read_text())]
+    for peer in ("onnxruntime", "openvino"):
+        if f"peers-{peer}" in row.tool.command[0]:
+            make_venv(peer, CACHE)
+    runs = []
+    for _ in range(rounds):
+        shutil.rmtree(row.folder, ignore_errors=True)
+        row.folder.mkdir()
+        print(f"building {row.tool.name}", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [
+                part.replace("{out}", str(row.folder)).replace("{scratch}", scratch)
+                for part in row.tool.command
+            ]
+            runs.append(run(command, row.folder.with_suffix(".log")))
+    record.write_text(json.dumps([dataclasses.asdict(finished) for finished in runs]))
+    return runs
+
+
+def _failure(output: str) -> str:
+    """The line of a failed tool's output that says why."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(\w|\.)*(error|Error|Exception)\b", line)]
+    return (errors or lines or ["no message"])[-1][:160].replace("|", "/")
+
+
+def _measure(model: Model, prepared: Prepared, rows: list[Row], seconds: float) -> None:
+    """Fill in what the programs do, a few at a time: all of them would not fit into memory."""
+    feeds = prepared.feeds()
+    reference = OrtSession(prepared.path, optimise=False)
+    expected: list[Feeds] = [reference.run(feed) for feed in feeds]
+    del reference
+    original, *others = rows
+    first = OrtSession(prepared.path)
+    original.size = prepared.path.stat().st_size
+    _judge(original, model, feeds, expected, first)
+    built = [row for row in others if not row.note]
+    for start in range(0, len(built), TOGETHER):
+        group = built[start : start + TOGETHER]
+        sessions = {original.tool.name: first}
+        for row in group:
+            session = _open(row, model, feeds, expected)
+            if session is not None and not row.tool.quality_only:
+                sessions[row.tool.name] = session
+        calls = {name: (lambda s=session: s.run(feeds[0])) for name, session in sessions.items()}
+        timings = interleave(calls, seconds=seconds * len(group) / len(built))
+        for row in (original, *group):
+            row.timing = timings.get(row.tool.name)
+
+
+def _open(
+    row: Row, model: Model, feeds: Sequence[Feeds], expected: Sequence[Feeds]
+) -> Session | None:
+    """The program of a row, after a look at what it gives; None if it does not run."""
+    try:
+        session = row.tool.open(row.folder)
+        _judge(row, model, feeds, expected, session)
+    except CompileError as error:
+        row.note = f"does not run: {error.what[:160]}".replace("|", "/")
+        return None
+    row.fault, row.size = row.tool.fault(row.folder), row.tool.size(row.folder)
+    return session
+
+
+def _judge(
+    row: Row, model: Model, feeds: Sequence[Feeds], expected: Sequence[Feeds], session: Session
+) -> None:
+    # OpenVINO picks among several names that an output has, but keeps the order of outputs.
+    given = [dict(zip(expected[0], session.run(feed).values(), strict=True)) for feed in feeds]
+    row.sqnr = sqnr(expected, given)
+    if model.metric is not None:
+        row.metric = model.metric[1](feeds, expected, given)
+
+
+def _print(name: str, model: Model, prepared: Prepared, rows: list[Row]) -> None:
+    counts = [len(list(f.glob("*.npz"))) for f in (prepared.calibration, prepared.evaluation)]
+    print(
+        f"\n## {name}: {model.note}; {counts[0]} samples calibrate, {counts[1]} others evaluate\n"
+    )
+    heads = ["tool", "valid", "latency ms", "ratio (quartiles)", "SQNR dB"]
+    heads += [model.metric[0]] if model.metric else []
+    heads += ["MB", "build s", "peak anonymous MB", "nodes by precision"]
+    print("| " + " | ".join(heads) + " |")
+    print("|" + "---|" * len(heads))
+    for row in rows:
+        print("| " + " | ".join(_cells(row, model)) + " |")
+
+
+def _cells(row: Row, model: Model) -> list[str]:
+    cost = ["", ""]
+    if row.runs:
+        cost[0] = f"{statistics.median(finished.seconds for finished in row.runs):.0f}"
+        cost[1] = f"{statistics.median(finished.anonymous for finished in row.runs) / 1e6:.0f}"
+    empty = [""] * (2 if model.metric else 1)
+    if row.note:
+        return [row.tool.name, f"**failed**: {row.note}", "", "", *empty, "", *cost, ""]
+    latency, size = ["", ""], ""
+    if row.timing is not None:
+        t = row.timing
+        latency = [
+            f"{t.median * 1e3:.1f}",
+            f"{t.ratio:.2f} ({t.ratio_low:.2f} to {t.ratio_high:.2f})",
+        ]
+        size = f"{row.size / 1e6:.1f}"
+    quality = [f"{row.sqnr:.1f}", *([row.metric] if model.metric else [])]
+    valid = f"no: {row.fault[:120]}".replace("|", "/") if row.fault else "yes"
+    return [row.tool.name, valid, *latency, *quality, size, *cost, precisions(row.folder)]
+
+
+if __name__ == "__main__":
+    main()

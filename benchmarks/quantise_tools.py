@@ -1,0 +1,162 @@
+"""What `quantise.py` compares: how each tool is run, and how its program is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import tomllib
+import venv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+from quantise_models import Model, Prepared
+
+from aigcc.artifact import Artifact
+from aigcc.errors import CompileError
+from aigcc.runtime import OrtSession
+from aigcc.target import Session
+from aigcc.targets import make_target
+from aigcc.targets.cpu.session import OpenVinoSession
+
+HERE = Path(__file__).parent
+MODEL = "model.onnx"
+NETWORK = "model.xml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """A row of the table.
+
+    Attributes:
+        name: Of the row.
+        command: What builds the program, with `{out}` for the folder to write and `{scratch}` for
+            an empty one; rows with the same command share one program. Empty: the model itself.
+        target: The aigcc target whose artifact the folder is, if it is one.
+        hint: OpenVINO's INFERENCE_PRECISION_HINT, if OpenVINO runs the program.
+        quality_only: Whether the program says nothing about latency and size.
+    """
+
+    name: str
+    command: tuple[str, ...] = ()
+    target: str = ""
+    hint: str = ""
+    quality_only: bool = False
+
+    def open(self, folder: Path) -> Session:
+        """The program in `folder`, ready to run.
+
+        Raises:
+            CompileError: its runtime refuses it.
+        """
+        if self.target:
+            session = make_target(self.target).session(folder, Artifact.load(folder).entry)
+            assert session is not None
+            return session
+        if self.hint:
+            properties = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
+            return OpenVinoSession(folder / NETWORK, properties)
+        return OrtSession(folder / MODEL)
+
+    def size(self, folder: Path) -> int:
+        """Bytes of the program: graph and weights."""
+        names = Artifact.load(folder).manifest["device_files"] if self.target else None
+        files = [folder / name for name in names] if names else list(folder.glob("model.*"))
+        return sum(file.stat().st_size for file in files if file.suffix != ".json")
+
+    def fault(self, folder: Path) -> str:
+        """What ONNX's checker says against the program; nothing if it is valid."""
+        if not (folder / MODEL).exists():
+            return ""
+        try:
+            onnx.checker.check_model(str(folder / MODEL), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            return str(error).strip().splitlines()[0]
+        return ""
+
+
+def precisions(folder: Path) -> str:
+    """How many nodes of an artifact run in which scheme, as its recipe says."""
+    recipe = folder / "recipe.toml"
+    if not recipe.exists():
+        return ""
+    counts = Counter(tomllib.loads(recipe.read_text("utf-8")).get("precision", {}).values())
+    return ", ".join(f"{count} {scheme}" for scheme, count in counts.most_common())
+
+
+def tools_for(model: Model, prepared: Prepared, cache: Path) -> Iterator[Tool]:
+    """Every row of a model's table; the first is what latencies are compared with."""
+    yield Tool("ONNX Runtime fp32")
+    yield from _onnxruntime(model, prepared, cache)
+    yield from _aigcc("mobile", model, prepared, model.mobile, model.schemes)
+    yield from _openvino(model, prepared, cache)
+    yield from _aigcc("cpu", model, prepared, model.cpu, ())
+
+
+def _onnxruntime(model: Model, prepared: Prepared, cache: Path) -> Iterator[Tool]:
+    def command(script: str, *arguments: Any) -> tuple[str, ...]:
+        python = cache / "peers-onnxruntime" / "bin" / "python"
+        return tuple(map(str, (python, HERE / "peers" / script, *arguments, f"{{out}}/{MODEL}")))
+
+    rows = {"quantize_dynamic": "dynamic", "static, all": "all", "static, products": "products"}
+    for name, method in rows.items():
+        run = command("run_ort_quantise.py", method, prepared.path, prepared.calibration)
+        yield Tool(f"ONNX Runtime {name}", run)
+    if model.metric is not None:
+        for name, bits, block in (("int8 per channel", 8, 0), ("int4 blocks of 32", 4, 32)):
+            run = command("run_naive.py", bits, block, prepared.path)
+            yield Tool(f"naive {name}", run, quality_only=True)
+
+
+def _openvino(model: Model, prepared: Prepared, cache: Path) -> Iterator[Tool]:
+    def command(script: str, *arguments: Any) -> tuple[str, ...]:
+        python = cache / "peers-openvino" / "bin" / "python"
+        return tuple(map(str, (python, HERE / "peers" / script, *arguments, f"{{out}}/{NETWORK}")))
+
+    converted = command("run_openvino.py", prepared.path)
+    yield Tool("OpenVINO fp32", converted, hint="f32")
+    yield Tool("OpenVINO bf16 hint", converted, hint="bf16")
+    kind = "transformer" if model.is_transformer else "plain"
+    quantised = command("run_nncf.py", kind, prepared.path, prepared.calibration)
+    yield Tool("NNCF int8, rest fp32", quantised, hint="f32")
+    yield Tool("NNCF int8, rest bf16", quantised, hint="bf16")
+
+
+def _aigcc(
+    target: str,
+    model: Model,
+    prepared: Prepared,
+    budgets: tuple[str, ...],
+    schemes: tuple[str, ...],
+) -> Iterator[Tool]:
+    def tool(name: str, *options: str, on: str = target) -> Tool:
+        command = ("build", str(prepared.path), "-t", on, "-s", str(prepared.calibration))
+        cold = ("env", "AIGCC_CACHE={scratch}", sys.executable, "-m", "aigcc")
+        more = ("--no-latency", "--overwrite", "-o", "{out}")
+        return Tool(f"aigcc {name}", (*cold, *command, *options, *more), on)
+
+    yield tool(f"{target} fp32")
+    if target == "cpu":
+        yield tool("cpu bf16", on="cpu(precision=bf16)")
+    for scheme in schemes:
+        pipeline = f"{make_target(target).pipeline()},insert-qdq(scheme={scheme})"
+        yield tool(f"{target}, all {scheme}", "-p", pipeline)
+    for budget in budgets:
+        yield tool(f"{target} {budget}", "--budget", budget)
+
+
+def make_venv(name: str, cache: Path) -> None:
+    """The venv `peers-<name>` with what `requirements-<name>.txt` lists, made on first use."""
+    requirements = HERE / "peers" / f"requirements-{name}.txt"
+    folder = cache / f"peers-{name}"
+    made_of = folder / requirements.name
+    if made_of.exists() and made_of.read_text() == requirements.read_text():
+        return
+    venv.create(folder, with_pip=True, clear=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "-r", requirements]
+    if subprocess.run(pip, check=False).returncode:
+        raise CompileError(f"pip could not install what {requirements} lists")
+    made_of.write_text(requirements.read_text())
