@@ -217,13 +217,16 @@ def _within(chunk: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ..
     )
 
 
-def _map(work: Callable[[tuple[slice, ...]], T], shape: tuple[int, ...]) -> Iterator[T]:
+def _map(work: Callable[[tuple[slice, ...]], T], shape: tuple[int, ...]) -> list[T]:
+    """What `work` makes of all pieces, in their order; each thread takes its share of them."""
     chunks = list(_chunks(shape))
-    if len(chunks) < 2:
-        yield from map(work, chunks)
-        return
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(work, chunks)
+    threads = min(os.cpu_count() or 1, len(chunks))
+    if threads < 2:
+        return [work(chunk) for chunk in chunks]
+    shares = [chunks[start::threads] for start in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        made = list(pool.map(lambda share: [work(chunk) for chunk in share], shares))
+    return [made[index % threads][index // threads] for index in range(len(chunks))]
 
 
 def _each(
@@ -232,7 +235,7 @@ def _each(
     def one(chunk: tuple[slice, ...]) -> None:
         work(part[chunk], place[_within(chunk, place.shape)], out[chunk])
 
-    list(_map(one, part.shape))
+    _map(one, part.shape)
 
 
 def _gather(
