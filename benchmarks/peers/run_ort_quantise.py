@@ -1,5 +1,6 @@
 """ONNX Runtime's quantisation as it recommends it: METHOD MODEL SAMPLES OUT."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,7 +23,9 @@ class Reader(CalibrationDataReader):
         return dict(np.load(self.files.pop(0))) if self.files else None
 
 
-method, model, samples, out = sys.argv[1:]
+method, *places = sys.argv[1:]
+model, samples, out = (str(Path(place).resolve()) for place in places)
+os.chdir(Path(out).parent)  # ONNX Runtime leaves scratch files where it runs
 prepared = Path(out).with_suffix(".prepared.onnx")
 quant_pre_process(model, prepared)
 if method == "dynamic":
