@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from aigcc.analysis.budget import Budget
-from aigcc.analysis.calibrate_statistics import Channels, Statistics
+from aigcc.analysis.calibration.statistics import Channels, Statistics
 from aigcc.analysis.grids import Clip
 from aigcc.errors import PipelineError
 from aigcc.ir.module import Module

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.analysis.stream import Stream
+from aigcc.analysis.streaming.stream import Stream
 from aigcc.errors import ModelError
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names

@@ -18,11 +18,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from aigcc.analysis import calibrate as calibration_module
-from aigcc.analysis.calibrate import Buckets, Calibration, calibrate
-from aigcc.analysis.calibrate_histogram import BINS, Histogram
-from aigcc.analysis.calibrate_ranges import choose_range
-from aigcc.analysis.calibrate_statistics import Statistics
+from aigcc.analysis.calibration import calibrate as calibration_module
+from aigcc.analysis.calibration.calibrate import Buckets, Calibration, calibrate
+from aigcc.analysis.calibration.histogram import BINS, Histogram
+from aigcc.analysis.calibration.ranges import choose_range
+from aigcc.analysis.calibration.statistics import Statistics
 from aigcc.errors import ArtifactError, CompileError, SampleError
 from aigcc.ir.module import Module
 from aigcc.samples import Samples, load_samples
@@ -136,8 +136,8 @@ def test_channels(axis: int) -> None:
 def test_large_arrays_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(0).standard_normal((3, 7, 11)).astype(np.float32)
     whole = Statistics.of(array, 1)
-    monkeypatch.setattr("aigcc.analysis.calibrate_statistics._BLOCK", 20)
-    monkeypatch.setattr("aigcc.analysis.calibrate_statistics._CHUNK", 5)
+    monkeypatch.setattr("aigcc.analysis.calibration.statistics._BLOCK", 20)
+    monkeypatch.setattr("aigcc.analysis.calibration.statistics._CHUNK", 5)
     blocks = Statistics.of(array, 1)
     assert same(whole.histogram, blocks.histogram)
     assert whole.channels is not None and blocks.channels is not None
@@ -490,7 +490,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from aigcc.analysis import calibrate as module
+from aigcc.analysis.calibration import calibrate as module
 import test_calibrate as t
 module.SAVE_SECONDS = 0.0
 def slow(index):

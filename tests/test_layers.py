@@ -12,8 +12,8 @@ import pytest
 
 import aigcc
 from aigcc import cli
-from aigcc.analysis.layers import Layer, Layers, compare_layers
-from aigcc.analysis.layers_spill import Spill
+from aigcc.analysis.layers.compare import Layer, Layers, compare_layers
+from aigcc.analysis.layers.spill import Spill
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.pipeline.context import Context

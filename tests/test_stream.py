@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aigcc.analysis.stream import Stream
-from aigcc.analysis.stream_plan import constants_of, cut, value_bytes
+from aigcc.analysis.streaming.plan import constants_of, cut, value_bytes
+from aigcc.analysis.streaming.stream import Stream
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.ir.weights import SMALL, derive

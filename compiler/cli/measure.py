@@ -21,7 +21,7 @@ from aigcc.figures import number, seconds, size
 if TYPE_CHECKING:
     import numpy as np
 
-    from aigcc.analysis.layers import Layer, Layers
+    from aigcc.analysis.layers.compare import Layer, Layers
     from aigcc.ir.module import Module
     from aigcc.samples import Samples
     from aigcc.target import Session
@@ -264,7 +264,7 @@ def _compare_layers(
     *,
     json: bool,
 ) -> None:
-    from aigcc.analysis.layers import compare_layers
+    from aigcc.analysis.layers.compare import compare_layers
     from aigcc.samples import load_samples
 
     original, other = _load(a, roots), _load(b, roots)

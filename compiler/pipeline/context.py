@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 if TYPE_CHECKING:
     from aigcc.analysis.budget import Budget
-    from aigcc.analysis.calibrate import Calibration
+    from aigcc.analysis.calibration.calibrate import Calibration
     from aigcc.analysis.recipe import Recipe
     from aigcc.samples import Samples
     from aigcc.target import Target

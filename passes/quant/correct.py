@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.analysis.calibrate_statistics import Channels
+from aigcc.analysis.calibration.statistics import Channels
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.ir.weights import constant

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from aigcc.analysis.calibrate import Calibration
+from aigcc.analysis.calibration.calibrate import Calibration
 from aigcc.analysis.grids import Affine, Grid
 from aigcc.ir.storage.mapped import MappedTensor
 from aigcc.passes.quant.placement import Scheme, Weight

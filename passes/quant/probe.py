@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.analysis.calibrate import calibrate
+from aigcc.analysis.calibration.calibrate import calibrate
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.passes.quant.placement import Weight

@@ -8,7 +8,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from aigcc.analysis.calibrate import Calibration, calibrate
+from aigcc.analysis.calibration.calibrate import Calibration, calibrate
 from aigcc.analysis.grids import Clip, limits
 from aigcc.cache import cache_folder
 from aigcc.errors import CompileError

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.analysis.calibrate_statistics import Channels
+from aigcc.analysis.calibration.statistics import Channels
 from aigcc.analysis.equalise import channel_grids
 from aigcc.analysis.grids import Affine, Clip, limits
 from aigcc.ir.module import GraphLike

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.analysis.awq import awq_scale
-from aigcc.analysis.calibrate_statistics import Channels
+from aigcc.analysis.calibration.statistics import Channels
 from aigcc.analysis.equalise import equal_scale
 from aigcc.analysis.gptq import output_error
 from aigcc.analysis.smooth import smooth_scale

@@ -15,8 +15,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from aigcc.analysis.stream_plan import Segment, constants_of, cut, value_bytes
-from aigcc.analysis.stream_values import WeightStore, own, to_numpy, to_ort, trim
+from aigcc.analysis.streaming.plan import Segment, constants_of, cut, value_bytes
+from aigcc.analysis.streaming.values import WeightStore, own, to_numpy, to_ort, trim
 from aigcc.errors import CompileError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.ir.slots import slots

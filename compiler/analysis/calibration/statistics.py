@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aigcc.analysis.calibrate_histogram import Histogram
-from aigcc.analysis.calibrate_ranges import choose_range
+from aigcc.analysis.calibration.histogram import Histogram
+from aigcc.analysis.calibration.ranges import choose_range
 from aigcc.errors import CompileError
 
 Array = npt.NDArray[Any]
@@ -156,7 +156,7 @@ class Statistics:
         self.channels.merge(other.channels)
 
     def range(self, method: str, levels: int, symmetric: bool) -> tuple[float, float]:
-        """The range to quantise in; see `aigcc.analysis.calibrate_ranges.choose_range`.
+        """The range to quantise in; see `aigcc.analysis.calibration.ranges.choose_range`.
 
         Raises:
             CompileError: the method is unknown, or there are no numbers.

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from aigcc.analysis.calibrate_histogram import Counts, Histogram
+from aigcc.analysis.calibration.histogram import Counts, Histogram
 from aigcc.errors import CompileError, did_you_mean
 
 Floats = npt.NDArray[np.float64]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aigcc.analysis.calibrate_histogram import Histogram
-from aigcc.analysis.calibrate_statistics import Channels, Moment, Statistics
+from aigcc.analysis.calibration.histogram import Histogram
+from aigcc.analysis.calibration.statistics import Channels, Moment, Statistics
 from aigcc.errors import ArtifactError, CompileError, did_you_mean
 from aigcc.ir.storage.atomic import replacing
 
@@ -58,7 +58,7 @@ class Calibration:
         Args:
             name: The value.
             method: `minmax`, `percentile`, `percentile(99.9)`, `entropy` or `mse`; see
-                `aigcc.analysis.calibrate_ranges.choose_range`.
+                `aigcc.analysis.calibration.ranges.choose_range`.
             levels: How many values the quantised type has: 256 for all of int8.
             symmetric: Whether the range must be as far below zero as above.
             bucket: Of which bucket; None for all samples.

@@ -11,12 +11,12 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.analysis.layers_match import Segment, describe, match, nodes_of, segments_of, typed
-from aigcc.analysis.layers_spill import Spill
-from aigcc.analysis.layers_splice import splice
+from aigcc.analysis.layers.match import Segment, describe, match, nodes_of, segments_of, typed
+from aigcc.analysis.layers.spill import Spill
+from aigcc.analysis.layers.splice import splice
 from aigcc.analysis.metrics import Agreement
-from aigcc.analysis.stream import LIMIT, Stream
-from aigcc.analysis.stream_plan import value_bytes
+from aigcc.analysis.streaming.plan import value_bytes
+from aigcc.analysis.streaming.stream import LIMIT, Stream
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.synthetic import choose_dims

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aigcc.analysis.calibrate_faults import masked_values
-from aigcc.analysis.calibrate_result import Calibration
-from aigcc.analysis.calibrate_statistics import Moment, Statistics
-from aigcc.analysis.stream import Stream
+from aigcc.analysis.calibration.faults import masked_values
+from aigcc.analysis.calibration.result import Calibration
+from aigcc.analysis.calibration.statistics import Moment, Statistics
+from aigcc.analysis.streaming.stream import Stream
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 

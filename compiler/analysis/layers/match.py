@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from aigcc.analysis.liveness import used_values
-from aigcc.analysis.stream_plan import constants_of
+from aigcc.analysis.streaming.plan import constants_of
 from aigcc.errors import ModelError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.analysis.liveness import used_values
-from aigcc.analysis.stream import Stream
+from aigcc.analysis.streaming.stream import Stream
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.ir.signatures import node_text

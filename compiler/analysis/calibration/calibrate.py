@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aigcc.analysis.calibrate_cache import cache_file, resume
-from aigcc.analysis.calibrate_result import Calibration as Calibration
-from aigcc.analysis.calibrate_run import Run
-from aigcc.analysis.calibrate_statistics import Statistics
-from aigcc.analysis.stream import Stream
+from aigcc.analysis.calibration.cache import cache_file, resume
+from aigcc.analysis.calibration.result import Calibration as Calibration
+from aigcc.analysis.calibration.run import Run
+from aigcc.analysis.calibration.statistics import Statistics
+from aigcc.analysis.streaming.stream import Stream
 from aigcc.errors import ArtifactError, CompileError, SampleError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.samples import Samples

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from aigcc.analysis.calibrate_result import Calibration
+from aigcc.analysis.calibration.result import Calibration
 from aigcc.errors import ArtifactError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.weights import fingerprint

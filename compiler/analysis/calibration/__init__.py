@@ -1,0 +1,1 @@
+"""Calibration: what the values of a module are over samples, and ranges from that."""
