@@ -59,20 +59,23 @@ def faces(count: int = 16) -> Iterator[Feed]:
 
 
 def terrain_steps(count: int = 12) -> Iterator[Feed]:
-    """What a sampler asks the terrain model: four levels of noise a map, down to nearly none."""
+    """What a sampler asks the terrain model: each feed is a step of another map's path.
+
+    Steps, from noise alone to nearly none, and terrains, from easy to hard, take turns.
+    """
     from aigcc.runtime import OrtSession
 
     session = OrtSession(trained.terrain())
     generator = np.random.default_rng(1)
-    for index in range(0, count, len(_LEVELS)):
+    for index in range(count):
         shown = np.zeros((1, 1, 128, 128), np.float32)
-        difficulty = np.array([index / count], np.float32)
-        for level in _LEVELS:
+        difficulty = np.array([index * 5 % count / count], np.float32)
+        for level in _LEVELS[: index % len(_LEVELS) + 1]:
             sigma = np.array([level], np.float32)
             noisy = shown + sigma * generator.standard_normal(shown.shape, dtype=np.float32)
             feed = {"noisy": noisy, "sigma": sigma, "difficulty": difficulty}
-            yield feed
             (shown,) = session.run(feed).values()
+        yield feed
 
 
 def photos(count: int = 12, size: int = 64) -> Iterator[Feed]:
