@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from aigcc.errors import ArtifactError, CompileError
 from aigcc.ir.module import Module
+from aigcc.ir.storage.atomic import lock
 from aigcc.jsontext import to_json
 from aigcc.synthetic import set_vocabulary
 
@@ -196,14 +197,18 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         with _made(out):
             scratch = out / f".{os.getpid()}.partial"
             shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            descriptor = os.open(scratch, os.O_RDONLY)
             try:
-                (scratch / "new").mkdir(parents=True)
+                lock(descriptor)
+                (scratch / "new").mkdir()
                 yield scratch / "new"
                 _exchange(out, scratch)
             except CompileError as error:
                 _rename(error, str(scratch / "new"), str(out))
                 raise
             finally:
+                os.close(descriptor)
                 shutil.rmtree(scratch, ignore_errors=True)
     except BrokenPipeError:
         raise  # of what the block prints, not of what it writes
@@ -225,12 +230,19 @@ def _rename(error: CompileError, old: str, new: str) -> None:
 def check_free(out: Path, *, overwrite: bool = False) -> None:
     """Check that a folder is new or empty, or an artifact that may be replaced.
 
+    What runs that were killed have left in it goes, and an exchange that they began is ended.
+
     Raises:
         ArtifactError: it is not.
     """
     if out.exists() and not out.is_dir():
         raise ArtifactError(f"{out} is a file", hint="give a folder with -o")
-    if not out.exists() or not _entries(out):
+    if not out.exists():
+        return
+    for path in out.iterdir():
+        if _SCRATCH.fullmatch(path.name):
+            _recover(out, path)
+    if not _entries(out):
         return
     if not (out / MANIFEST).is_file():
         raise ArtifactError(
@@ -245,7 +257,7 @@ def check_free(out: Path, *, overwrite: bool = False) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, but for what runs that were killed have left."""
+    """What is in a folder, but for what other runs are making there."""
     return [path for path in folder.iterdir() if not _SCRATCH.fullmatch(path.name)]
 
 
@@ -266,6 +278,8 @@ def _made(folder: Path) -> Iterator[None]:
 def _exchange(out: Path, scratch: Path) -> None:
     """Move the old artifact to `scratch/old`, and what is in `scratch/new` to `out`, or nothing.
 
+    Between the two, `scratch/new` becomes `scratch/whole`: see `_recover`.
+
     What else is in the folder stays, and so does the folder itself: it may be a mount point, a
     link, or where the user's shell is.
     """
@@ -273,7 +287,8 @@ def _exchange(out: Path, scratch: Path) -> None:
     own = {*_own_names(out), *(path.name for path in new)}
     (scratch / "old").mkdir()
     moves = [(path, scratch / "old" / path.name) for path in out.iterdir() if path.name in own]
-    moves += [(path, out / path.name) for path in new]
+    moves += [(scratch / "new", scratch / "whole")]
+    moves += [(scratch / "whole" / path.name, out / path.name) for path in new]
     undo: list[Callable[[], object]] = []
     try:
         for path, place in moves:
@@ -284,6 +299,20 @@ def _exchange(out: Path, scratch: Path) -> None:
             with contextlib.suppress(FileNotFoundError):
                 step()
         raise
+
+
+def _recover(out: Path, scratch: Path) -> None:
+    """Remove what another run left, if that has ended; first end its exchange, or take it back."""
+    with contextlib.suppress(OSError):  # it has just gone
+        descriptor = os.open(scratch, os.O_RDONLY)
+        try:
+            if lock(descriptor):
+                half = next((p for p in (scratch / "whole", scratch / "old") if p.is_dir()), None)
+                for path in half.iterdir() if half is not None else ():
+                    path.rename(out / path.name)
+                shutil.rmtree(scratch)
+        finally:
+            os.close(descriptor)
 
 
 def _own_names(folder: Path) -> set[str]:

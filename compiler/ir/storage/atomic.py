@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -11,14 +14,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+_DRAFT = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+
 
 @contextmanager
 def replacing(*paths: Path, removed: Iterable[Path] = ()) -> Iterator[list[BinaryIO]]:
     """Open new contents for `paths`, which take their places together when the block ends.
 
     The new contents lie beside their places, so the disk must hold both for a while. If the block
-    raises (Ctrl-C too), or the disk is full, they are removed and nothing else changes. Whoever
-    has an old file open keeps reading the old contents. A symbolic link is replaced, not followed.
+    raises (Ctrl-C too), or the disk is full, they are removed and nothing else changes; those of a
+    process that was killed are removed here, by the next one. Whoever has an old file open keeps
+    reading the old contents. A symbolic link is replaced, not followed.
 
     Args:
         paths: Where the new contents go.
@@ -39,10 +45,12 @@ def replacing(*paths: Path, removed: Iterable[Path] = ()) -> Iterator[list[Binar
 
 @contextmanager
 def _draft(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    _remove_abandoned(path)
     draft = _beside(path)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            lock(descriptor)
             if path.exists():
                 if not os.access(path, os.W_OK):
                     raise PermissionError(errno.EACCES, "the old file is read-only", str(path))
@@ -50,6 +58,33 @@ def _draft(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
             yield draft, file
     finally:
         draft.unlink(missing_ok=True)
+
+
+def lock(descriptor: int) -> bool:
+    """Whether a file or folder is now this process's own, until it is closed.
+
+    It is closed when a process ends, in whatever way. False where another process has it, or where
+    the file system knows of no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the drafts of `path` that belong to processes which were killed."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not _DRAFT.search(draft.name):
+            continue
+        with suppress(OSError):  # it is gone, or somebody else's
+            descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if lock(descriptor):
+                    draft.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _swap(moves: dict[Path, Path | None]) -> None:
