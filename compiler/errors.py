@@ -6,6 +6,7 @@ import difflib
 import sysconfig
 from collections.abc import Iterable
 
+_LISTED = 40  # names in a message: all passes, not all nodes of a model
 _INSTALLED = ("<frozen", sysconfig.get_path("stdlib"))
 
 
@@ -62,12 +63,14 @@ class ArtifactError(CompileError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the nearest of `known` names, or lists them all."""
+    """A sentence that offers the nearest of `known` names, or lists them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return "known: " + ", ".join(names)
+    more = len(names) - _LISTED
+    listed = ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return f"known: {listed}" if names else "there is none"
 
 
 def describe(error: BaseException) -> str:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from aigcc.analysis.budget import Budget
+from aigcc.analysis.calibration.cache import digest_of
 from aigcc.analysis.damage import Damage
 from aigcc.analysis.metrics import OutputError, compare_outputs
 from aigcc.errors import CompileError, TargetError
 from aigcc.ir.module import Module
 from aigcc.options import show
 from aigcc.pipeline.bisect import find_first_wrong
+from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassRun
 from aigcc.runtime import OrtSession
 from aigcc.samples import Samples
@@ -43,6 +45,7 @@ class Quality:
         rounding: By output that a program with other roundings than the original's gets as wrong:
             the relative error of such a one.
         damage: The figures that a budget bounds, where there is one.
+        calibrated: How many of the samples activations were calibrated on.
     """
 
     worst: dict[str, OutputError] = dataclasses.field(default_factory=dict)
@@ -54,6 +57,7 @@ class Quality:
     is_lowered: bool = True
     rounding: dict[str, float] = dataclasses.field(default_factory=dict)
     damage: Damage | None = None
+    calibrated: int = 0
 
     def add(
         self, feeds: Mapping[str, Any], expected: Mapping[str, Any], given: Mapping[str, Any]
@@ -82,14 +86,10 @@ class Quality:
         assert self.damage is not None
         if self.failure is not None:
             raise TargetError(f"the built program fails: {self.failure}", at=where)
-        figures, original = self.damage.figures(), self.damage.original()
-        parts = [
-            f"{limit.metric} is {value:.4g}, not {limit.value(original.get(limit.metric, 0.0)):.4g}"
-            for limit, value in budget.missed(figures, original)
-        ]
-        if parts:
+        missed = budget.shortfall(self.damage.figures(), self.damage.original())
+        if missed:
             raise TargetError(
-                f"the built program breaks the budget {budget}: {'; '.join(parts)}",
+                f"the built program breaks the budget {budget}: {missed}",
                 at=where,
                 hint="ask for less, or let assign-precision choose which nodes are quantised",
             )
@@ -101,6 +101,7 @@ class Quality:
             "synthetic": samples.synthetic,
             "count": self.count,
             "is_lowered": self.is_lowered,
+            "calibrated": self.calibrated,
             "outputs": [
                 {
                     **dataclasses.asdict(row),
@@ -138,6 +139,16 @@ def measure(
             quality.failure = error
             break
     return quality
+
+
+def count_calibrated(ctx: Context) -> int:
+    """How many of the samples to measure on activations were calibrated on."""
+    if ctx.calibration is None or ctx.samples is None:
+        return 0
+    if ctx.calibration_samples is None:
+        return ctx.calibration.samples
+    seen = set(map(digest_of, ctx.calibration_samples))
+    return sum(digest_of(feeds) in seen for feeds in ctx.samples)
 
 
 @dataclasses.dataclass(frozen=True)

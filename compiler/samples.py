@@ -224,10 +224,11 @@ def _to_dtype(value: ir.Value, array: Array, where: str) -> Array:
     is_missing_in_numpy = not hasattr(np, wanted.name)
     if is_missing_in_numpy and array.dtype == np.float32:
         return array.astype(wanted)
+    is_number = array.dtype.kind in "biuf" and not is_missing_in_numpy
     raise SampleError(
         f"input {value.name!r} takes {wanted.name}, not {array.dtype}",
         at=where,
-        hint=None if is_missing_in_numpy else f"convert it: array.astype(np.{wanted.name})",
+        hint=f"convert it: array.astype(np.{wanted.name})" if is_number else None,
     )
 
 
@@ -319,9 +320,16 @@ def _import(text: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
     try:
         found: Any = importlib.import_module(name)
         for part in attribute.split("."):
+            if not hasattr(found, part):
+                known = [key for key in dir(found) if not key.startswith("_")]
+                raise SampleError(
+                    f"{name} has no {part!r}", at=text, hint=did_you_mean(part, known)
+                )
             found = getattr(found, part)
+    except SampleError:
+        raise
     except (Exception, SystemExit) as error:
-        is_absent = isinstance(error, ModuleNotFoundError | AttributeError)
+        is_absent = isinstance(error, ModuleNotFoundError)
         raise SampleError(
             f"{text} cannot be imported: {describe(error)}",
             at=None if is_absent else raised_at(error),

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 
 from aigcc.errors import CompileError, did_you_mean
+from aigcc.figures import seconds, size
 
 _LIMIT = re.compile(
-    r"\s*(?P<metric>[a-z_]+)\s*(?P<sign><=|>=)\s*(?P<plus>\+)?(?P<number>\d+(?:\.\d+)?)\s*"
-    r"(?P<unit>x|%|kB|MB|GB|ms|s|dB)?\s*"
+    r"\s*(?P<metric>[a-z_]+)\s*(?P<sign><=|>=)\s*(?P<plus>\+)?"
+    r"(?P<number>\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>[A-Za-z]*|%)\s*"
 )
-_SCALES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "ms": 1e-3, "s": 1.0, "dB": 1.0}
+_PLAIN = {"": 1.0}
+_DECIBEL = {"": 1.0, "dB": 1.0}
+_FACTOR = {"x": 1.0, "%": 0.01}
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "sqnr": _DECIBEL,
+    "psnr": _DECIBEL,
+    "cosine": _PLAIN,
+    "relative": {"": 1.0, "%": 0.01},
+    "max_abs": _PLAIN,
+    "perplexity": {"": 1.0, **_FACTOR},
+    "size": {"kB": 1e3, "MB": 1e6, "GB": 1e9, **_FACTOR},
+    "latency": {"ms": 1e-3, "s": 1.0, **_FACTOR},
+}
+_OF_THE_ORIGINAL = ("perplexity", "size", "latency")  # of which there may be factors
 _AT_LEAST = ("sqnr", "psnr", "cosine")
 _AT_MOST = ("relative", "max_abs", "perplexity", "size", "latency")
 QUALITY = ("sqnr", "psnr", "cosine", "relative", "max_abs", "perplexity")
 METRICS = (*_AT_LEAST, *_AT_MOST)
+_EXAMPLE = "write a budget as sqnr>=30,size<=0.3x"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +61,12 @@ class Limit:
         bound = self.value(original)
         return measured >= bound if self.metric in _AT_LEAST else measured <= bound
 
+    def show(self, figure: float) -> str:
+        """A figure of the metric for people."""
+        if self.metric in ("size", "latency"):
+            return size(figure) if self.metric == "size" else seconds(figure)
+        return f"{figure:.4g}" + (" dB" if self.metric in ("sqnr", "psnr") else "")
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -60,9 +82,13 @@ class Budget:
         take kB, MB or GB, latencies ms or s.
 
         Raises:
-            CompileError: a bound is no bound, its metric is unknown, or it points the wrong way.
+            CompileError: there is no bound; or one has an unknown metric, the wrong unit or
+                direction, or is one that no model keeps.
         """
-        return cls(tuple(_limit(part) for part in text.split(",") if part.strip()))
+        limits = tuple(_limit(part) for part in text.split(",") if part.strip())
+        if not limits:
+            raise CompileError("the budget has no bounds", hint=_EXAMPLE)
+        return cls(limits)
 
     def of(self, metrics: Iterable[str]) -> list[Limit]:
         """The limits on some metrics."""
@@ -80,33 +106,57 @@ class Budget:
             and not limit.holds(measured[limit.metric], original.get(limit.metric, 0.0))
         ]
 
+    def shortfall(self, measured: Mapping[str, float], original: Mapping[str, float]) -> str:
+        """By how much figures break the limits, in words: `sqnr is 28.3 dB, not 30 dB`."""
+        return "; ".join(
+            f"{limit.metric} is {limit.show(figure)}, "
+            f"not {limit.show(limit.value(original.get(limit.metric, 0.0)))}"
+            for limit, figure in self.missed(measured, original)
+        )
+
     def __str__(self) -> str:
         return ",".join(limit.text for limit in self.limits)
 
 
 def _limit(part: str) -> Limit:
+    text = part.strip()
     match = _LIMIT.fullmatch(part)
-    if match is None:
-        raise CompileError(
-            f"{part.strip()!r} is no bound", hint="write a budget as sqnr>=30,size<=0.3x"
-        )
-    metric, sign, unit = match["metric"], match["sign"], match["unit"]
+    if match is None or not math.isfinite(float(match["number"])):
+        raise CompileError(f"{text!r} is no bound", hint=_EXAMPLE)
+    metric, sign, unit, plus = match["metric"], match["sign"], match["unit"], match["plus"] or ""
     if metric not in METRICS:
         raise CompileError(
-            f"there is no metric {metric!r}",
-            at=part.strip(),
-            hint=did_you_mean(metric, METRICS) or f"one of {', '.join(METRICS)}",
+            f"there is no metric {metric!r}", at=text, hint=did_you_mean(metric, METRICS)
         )
     right = ">=" if metric in _AT_LEAST else "<="
     if sign != right:
         raise CompileError(
             f"a budget cannot ask for {metric}{sign}",
-            at=part.strip(),
-            hint=f"write {metric}{right}{match['number']}{unit or ''}",
+            at=text,
+            hint=f"write {metric}{right}{plus}{match['number']}{unit}",
         )
-    number, relative = float(match["number"]), unit in ("x", "%")
-    if unit == "%":
-        number = number / 100 + (1 if match["plus"] else 0)
-    elif not relative:
-        number *= _SCALES.get(unit or "", 1.0)
-    return Limit(metric, number, relative, part.strip())
+    units = _UNITS[metric]
+    if unit not in units:
+        known = ", ".join(name or "none" for name in units)
+        what = f"{unit!r} is no unit of {metric}" if unit else f"{metric} needs a unit"
+        raise CompileError(what, at=text, hint=f"its units: {known}")
+    relative = metric in _OF_THE_ORIGINAL and unit in _FACTOR
+    if plus and not (relative and unit == "%"):
+        raise CompileError(f"{text!r} is no bound", hint="+ goes with %, as in perplexity<=+1%")
+    limit = Limit(metric, float(match["number"]) * units[unit] + bool(plus), relative, text)
+    _refuse_impossible(limit)
+    return limit
+
+
+def _refuse_impossible(limit: Limit) -> None:
+    """Refuse what no quantised model keeps, before anything is measured."""
+    if limit.metric in ("size", "latency") and limit.bound <= 0:
+        reason, hint = f"no model has a {limit.metric} of 0", _EXAMPLE
+    elif limit.metric == "cosine" and limit.bound > 1:
+        reason, hint = "a cosine is at most 1", "write cosine>=0.999"
+    elif limit.metric == "perplexity" and limit.bound < 1:
+        reason = "quantising does not make a perplexity less than the original's, nor less than 1"
+        hint = "for 1% more than the original has, write perplexity<=+1%"
+    else:
+        return
+    raise CompileError(f"the bound cannot be kept: {reason}", at=limit.text, hint=hint)

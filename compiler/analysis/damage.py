@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from aigcc.analysis.budget import QUALITY, Budget, Limit
 from aigcc.analysis.metrics import Agreement
+from aigcc.errors import CompileError
+from aigcc.ir.module import Module
 
 Array = npt.NDArray[Any]
 
@@ -58,6 +60,22 @@ class Likelihood:
         self.rows += a.shape[0]
 
 
+def check_outputs(budget: Budget, module: Module) -> None:
+    """Do nothing if a model has outputs that a budget's bounds on quality can be measured on.
+
+    Raises:
+        CompileError: quality has a bound, and no output is a float.
+    """
+    dtypes = [value.dtype for value in module.outputs]
+    bounds = budget.of(QUALITY)
+    if bounds and all(dtype is not None and not dtype.is_floating_point() for dtype in dtypes):
+        raise CompileError(
+            f"{bounds[0].metric} cannot be measured: no output of the model is a float",
+            at=bounds[0].text,
+            hint="take the numbers before the last operators as outputs, or bound size and latency",
+        )
+
+
 class Damage:
     """What was done to the outputs, by the worst sample; every figure of a budget is read here.
 
@@ -73,11 +91,16 @@ class Damage:
         self._figures: dict[str, float] = {}
         self._likelihoods: defaultdict[str, Likelihood] = defaultdict(Likelihood)
         self._is_language = any(limit.metric == "perplexity" for limit in self.limits)
+        self._has_tokens = False
 
     def add(
         self, feeds: Mapping[str, Array], reference: Mapping[str, Array], other: Mapping[str, Array]
     ) -> None:
-        """Take in the float outputs of one sample."""
+        """Take in the float outputs of one sample.
+
+        Raises:
+            CompileError: perplexity has a bound, and no output has logits for an input's tokens.
+        """
         for name, expected in reference.items():
             if not np.issubdtype(expected.dtype, np.floating):
                 continue
@@ -86,7 +109,14 @@ class Damage:
             self._keep(name, sums)
             if self._is_language and expected.ndim > 1:
                 tokens = _tokens(feeds, expected.shape[:-1])
+                self._has_tokens |= tokens is not None
                 self._likelihoods[name].add(expected, other[name], tokens)
+        if self._is_language and not self._has_tokens:
+            raise CompileError(
+                "perplexity has no meaning here: no output has a row of numbers for each token of "
+                "an input",
+                hint="bound sqnr, psnr or cosine instead",
+            )
 
     def used(self) -> dict[str, float]:
         """By bound and output, how much of what is allowed is used up; 1 is just kept.

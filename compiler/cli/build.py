@@ -219,6 +219,11 @@ def show_quality(quality: dict[str, Any]) -> None:
     )
     if not quality["is_lowered"]:
         line("note: this machine cannot run the program, so the module that it was made of ran")
+    if quality["calibrated"]:
+        line(
+            f"note: activations were calibrated on {quality['calibrated']} of these samples, "
+            "so others may come out worse"
+        )
     for o in quality["outputs"]:
         if o["not_finite"]:
             line(f"note: {o['not_finite']} values of {o['name']} are NaN or infinite in both")

@@ -125,7 +125,7 @@ def opt(
             report("comparing with the original", 0.0)
             again = _command("bisect", model, passes, target, data_root)
             again += ["--samples", str(samples)]
-            quality = _compare(original, module, ctx.samples, _tolerance(tolerance, ctx), again)
+            quality = _compare(original, module, ctx, _tolerance(tolerance, ctx), again)
         report(f"writing {out}", 1.0)
         module.save(out)
     remarks = [dataclasses.asdict(r) for r in ctx.remarks if r.kind != "applied"]
@@ -171,24 +171,27 @@ def _command(
 
 
 def _compare(
-    original: Module, module: Module, feeds: Samples, tolerance: float, bisect: list[str]
+    original: Module, module: Module, ctx: Context, tolerance: float, bisect: list[str]
 ) -> dict[str, Any]:
     """How far a module's outputs are from the original's.
 
     Args:
         original: The module before the passes.
         module: The module after them.
-        feeds: Inputs of both.
+        ctx: Has the inputs of both.
         tolerance: The largest relative error that passes.
         bisect: The command, but for its tolerance, that names the rewrite that is to blame.
 
     Raises:
         CompileError: further than `tolerance`, or it does not run.
     """
-    from aigcc.quality import measure
+    from aigcc.quality import count_calibrated, measure
     from aigcc.runtime import OrtSession
 
+    assert ctx.samples is not None
+    feeds = ctx.samples
     quality = measure(original, OrtSession(module, optimise=False), feeds)
+    quality.calibrated = count_calibrated(ctx)
     wrong = quality.wrong(tolerance)
     if quality.failure is not None:
         fault = f"after these passes the module does not run: {quality.failure.what}"

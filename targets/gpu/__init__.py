@@ -16,7 +16,7 @@ from aigcc.errors import TargetError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.options import option
 from aigcc.pipeline.context import Context
-from aigcc.target import Lowered, Problem, Requirement, Target, node_label
+from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, node_label
 from aigcc.targets import worker
 from aigcc.targets.gpu import builder
 from aigcc.targets.gpu.example import EXAMPLE
@@ -55,6 +55,22 @@ class Gpu(Target):
     )
 
     @property
+    def can(self) -> Capabilities:
+        """The table without the schemes that one of the architectures has no instructions for."""
+        table = super().can
+        lacking = _lacking(self.architectures, table)
+        schemes = table.facts["quantize"]
+        closed = {
+            name: _lacks(dtype, lacking[dtype], self.architectures)
+            for name, row in schemes.items()
+            for dtype in (row["weight"], row.get("activation"))
+            if dtype in lacking
+        }
+        left = {name: row for name, row in schemes.items() if name not in closed}
+        facts = {**table.facts, "quantize": left, "closed": closed}
+        return dataclasses.replace(table, facts=facts)
+
+    @property
     def tolerance(self) -> float:
         """Half precision has 11 bits, and errors add up over layers."""
         return 1e-4 if self.precision == "fp32" else 2e-2
@@ -88,6 +104,17 @@ class Gpu(Target):
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and what single architectures lack."""
         problems = super().check(module)
+        lacking = _lacking(self.architectures, self.can)
+        for node in module.nodes() if lacking else ():
+            dtypes = {v.dtype.name.lower() for v in node.outputs if v.dtype is not None}
+            problems.extend(
+                Problem(
+                    f"{', '.join(lacking[dtype])} cannot compute in {dtype}",
+                    node_label(node),
+                    _lacks(dtype, lacking[dtype], self.architectures),
+                )
+                for dtype in dtypes & lacking.keys()
+            )
         if "sm75" in self.architectures:
             problems.extend(
                 Problem(
@@ -165,6 +192,22 @@ class Gpu(Target):
             if kernel.multiplies and kernel.computes_in == "float":
                 nodes = ", ".join(kernel.nodes[:_SHOWN_NODES]) or kernel.name
                 ctx.note(None, f"{nodes}: runs in float32, not in float16")
+
+
+def _lacking(architectures: Sequence[str], table: Capabilities) -> dict[str, list[str]]:
+    """By dtype, those of the architectures that have no instructions for it."""
+    lacks: dict[str, list[str]] = table.facts["lacks"]
+    found = {dtype: [a for a in architectures if a in without] for dtype, without in lacks.items()}
+    return {dtype: without for dtype, without in found.items() if without}
+
+
+def _lacks(dtype: str, without: Sequence[str], architectures: Sequence[str]) -> str:
+    """What to write instead."""
+    left = [name for name in architectures if name not in without] or ["sm89"]
+    return (
+        f"{', '.join(without)} cannot compute in {dtype}: "
+        f"build for -t 'gpu(architectures=[{','.join(left)}])'"
+    )
 
 
 def _build(module: Module, request: dict[str, Any], ctx: Context) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class _Search:
         if not is_nan and self._reads_infinity(node):
             self.masked.add(name)
             return
+        if is_nan:
+            _refuse_nan_constants(node)
         count = int((~np.isfinite(array)).sum())
         line = source_line(node.metadata_props)
         raise CompileError(
@@ -80,6 +82,20 @@ class _Search:
             for tensor in (*tensors, *_attributes(node))
             if tensor is not None
         )
+
+
+def _refuse_nan_constants(node: ir.Node) -> None:
+    for value in used_values(node):
+        tensor = constant(value)
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        count = int(np.isnan(tensor.numpy()).sum())
+        if count:
+            raise CompileError(
+                f"{count} of {tensor.size} numbers of the weight {value.name!r} are NaN",
+                at=node_text(node),
+                hint="was the model trained to its end, or converted to a type that overflowed?",
+            )
 
 
 def _attributes(node: ir.Node) -> Iterator[ir.TensorProtocol]:
