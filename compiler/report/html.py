@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import html
+import importlib.resources
 from collections.abc import Iterable, Sequence
 
 from aigcc.figures import printable
 
 _ROWS = 12  # of a long table that are shown at once
 _VOID = frozenset({"link", "meta"})
+
+# No script runs and nothing is fetched, whatever a page might hold.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 class Html(str):
@@ -52,6 +57,32 @@ def _markup(child: object) -> str:
 
 def _escape(thing: object) -> str:
     return html.escape(printable(str(thing)))
+
+
+def document(title: str, *children: object, style: Html | None = None) -> str:
+    """A whole page that needs nothing else, in the style that all pages have.
+
+    Args:
+        title: Of the page.
+        children: Of its body.
+        style: Rules besides those of all pages.
+    """
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", f"{title} - aigcc"),
+        tag("style", _style(), style),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', *children), lang='en')}\n"
+
+
+@functools.cache
+def _style() -> Html:
+    return Html(importlib.resources.files(__package__).joinpath("style.css").read_text("utf-8"))
 
 
 def code(text: object) -> Html:

@@ -109,6 +109,11 @@ def _notes(quality: Mapping[str, Any]) -> list[str]:
             "The machine that built this cannot run the program, so the module that it was "
             "made of ran."
         )
+    if quality.get("calibrated"):
+        notes.append(
+            f"Activations were calibrated on {quality['calibrated']} of the {quality['count']} "
+            "samples."
+        )
     for output in quality["outputs"]:
         name = output["name"]
         if output["not_finite"]:

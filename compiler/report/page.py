@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from aigcc.jsontext import to_json
 from aigcc.report.contents import operators_section, weights_section
 from aigcc.report.delivery import REPORT, facts_section, files_section, use_section
 from aigcc.report.history import pipeline_section, remarks_section
-from aigcc.report.html import Html, join, tag
+from aigcc.report.html import document, tag
 from aigcc.report.overview import header, quality_section, signature_section
 
 _SECTIONS = {
@@ -29,9 +27,6 @@ _SECTIONS = {
     "files": ("Files", files_section),
     "use": ("Run and rebuild", use_section),
 }
-
-# No script runs and nothing is fetched, whatever the page might hold.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def render(artifact: Artifact) -> str:
@@ -68,20 +63,9 @@ def _page(manifest: Mapping[str, Any]) -> str:
         for key, (title, _) in _SECTIONS.items()
         if made[key] is not None
     ]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"{manifest['source']} for {manifest['target'].partition('(')[0]} - aigcc"),
-        tag("style", _style()),
+    return document(
+        f"{manifest['source']} for {manifest['target'].partition('(')[0]}",
+        header(manifest),
+        tag("nav", links),
+        tag("main", list(made.values())),
     )
-    body = tag("body", header(manifest), tag("nav", links), tag("main", list(made.values())))
-    return f"<!DOCTYPE html>\n{tag('html', join([head, body]), lang='en')}\n"
-
-
-@functools.cache
-def _style() -> Html:
-    return Html(importlib.resources.files(__package__).joinpath("style.css").read_text("utf-8"))

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aigcc.figures import amount, number
-from aigcc.report.html import Html, code, join, long_table, section, table, tag
-from aigcc.report.page import _POLICY, _style
+from aigcc.report.html import Html, code, document, long_table, section, table, tag
 
 if TYPE_CHECKING:
     from aigcc.sensitivity import Curve, Point
@@ -34,22 +33,12 @@ def render(curve: Curve, model: str, target: str | None, samples: str, *, synthe
         samples: Where the inputs came from, in words.
         synthetic: Whether they were made up, which the page then says at its head.
     """
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"Sensitivity of {model} - aigcc"),
-        tag("style", _style(), _PLOT_STYLE),
-    )
-    body = tag(
-        "body",
+    return document(
+        f"Sensitivity of {model}",
         _header(curve, model, target, samples, synthetic=synthetic),
         tag("main", _curve_section(curve), _nodes_section(curve)),
+        style=_PLOT_STYLE,
     )
-    return f"<!DOCTYPE html>\n{tag('html', join([head, body]), lang='en')}\n"
 
 
 def _header(curve: Curve, model: str, target: str | None, samples: str, *, synthetic: bool) -> Html:
