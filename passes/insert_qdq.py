@@ -9,19 +9,21 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from aigcc.analysis.budget import Budget
-from aigcc.analysis.calibration.statistics import Channels, Statistics
+from aigcc.analysis.calibration.statistics import Channels
 from aigcc.analysis.grids import Clip
 from aigcc.errors import PipelineError
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.options import option
 from aigcc.passes.quant.correct import correct_biases
+from aigcc.passes.quant.merging import merged_outputs
 from aigcc.passes.quant.migrate import Array, Group, migrate
 from aigcc.passes.quant.placement import NARROW
 from aigcc.passes.quant.quantise import (
     Method,
     Place,
     calibrated,
+    channels_of,
     places,
     quantise,
     ranges,
@@ -54,7 +56,8 @@ class InsertQdq(Pass):
     rounded when the module is saved, one at a time.
 
     What makes quantised numbers better, each on the calibration samples: `weights=gptq` rounds a
-    weight so that its product has the least error (Frantar et al., 2022); `weights=awq` scales
+    weight so that its product has the least error (Frantar et al., 2022), as far as one half of
+    the samples bears out what was made of the other; `weights=awq` scales
     the input channels of weights whose activations stay float (Lin et al., 2023); `smooth` moves
     outliers of quantised activations into weights (Xiao et al., 2022); `outliers` leaves them in
     float (Dettmers et al., 2022); `equalise` gives channels between convolutions equal ranges, and
@@ -91,9 +94,10 @@ class InsertQdq(Pass):
         found = list(places(module, self.scheme, ctx))
         calibration = calibrated(module, found, ctx, every=self._wants_channels)
         range_of = ranges(calibration, self.calibration)
-        channels = {} if calibration is None else _channels(calibration.tensors)
+        channels = channels_of(calibration)
         outliers = self._outliers(found, channels, ctx)
-        tuning = Tuning(channels, outliers)
+        merged = merged_outputs((place.node, place.scheme) for place in found)
+        tuning = Tuning(channels, outliers, merged=merged)
         regions = Regions(
             module.graph, Names(module), ctx.maker, module.opset, range_of, self._clip, tuning
         )
@@ -122,7 +126,7 @@ class InsertQdq(Pass):
         if self.smooth:
             found = list(places(module, self.scheme, ctx))
             calibration = calibrated(module, found, ctx, every=True)
-            channels = {} if calibration is None else _channels(calibration.tensors)
+            channels = channels_of(calibration)
             scales = smooth_scales(module, found, channels, self.smooth)
             self._migrate(module, found, scales, "outliers moved into weights", ctx)
         if self.weights == "awq":
@@ -186,10 +190,5 @@ class InsertQdq(Pass):
             return settled.setdefault(key, term) if key not in settled else term
 
         inside = [place for place in found if place.graph is module.graph]
-        correct_biases(module, inside, term_of, tuning.channels, ctx)
+        correct_biases(module, inside, term_of, tuning.channels, tuning.split, ctx)
         return dataclasses.replace(tuning, rounded=settled)
-
-
-def _channels(tensors: Mapping[str, Statistics]) -> dict[str, Channels]:
-    """Statistics by channel, of the values that have them."""
-    return {name: s.channels for name, s in tensors.items() if s.channels is not None}

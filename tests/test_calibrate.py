@@ -645,3 +645,15 @@ def test_samples_are_read_one_at_a_time() -> None:
         "read 0", "calibrating: 1 samples", "read 1", "calibrating: 2 samples",
         "read 2", "calibrating: 3 samples",
     ]  # fmt: skip
+
+
+def test_the_reach_of_a_channel_holds_all_it_saw_and_five_deviations() -> None:
+    array = np.random.default_rng(0).standard_normal((4, 3, 16)).astype(np.float32)
+    array[0, 2, 0] = 40
+    channels = Statistics.of(array, axis=1).channels
+    assert channels is not None
+    low, high = channels.reach
+    rows = array.transpose(1, 0, 2).reshape(3, -1)
+    np.testing.assert_allclose(low, rows.mean(1) - 5 * rows.std(1), rtol=1e-5)
+    np.testing.assert_allclose(high[:2], (rows.mean(1) + 5 * rows.std(1))[:2], rtol=1e-5)
+    assert high[2] == 40

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +22,12 @@ from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.ir.verify import verify
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import placement
+from aigcc.passes.quant.probe import Reader, measure
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
+from aigcc.targets.cpu import Cpu
 from aigcc.targets.mobile import Mobile
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -266,6 +270,29 @@ def test_outliers_stay_float(scheme: str) -> None:
     assert all((w[[4, 9]] == 0).all() for w in narrow)
 
 
+def test_smoothing_does_not_clip_what_calibration_found_quiet() -> None:
+    before = module(
+        "g (float[64,32] x) => (float[64,16] y) <W> { y = MatMul (x, w) }", {"w": floats(32, 16)}
+    )
+    feeds = [{"x": floats(64, 32, seed=n)} for n in range(3)]
+    for quiet in feeds[:2]:
+        quiet["x"][:, :8] *= 1e-4
+    after, _ = quantised(before, feeds[:2], calibration="minmax", smooth=0.8)
+    assert error(before, after, feeds[2:]) < 0.05
+
+
+@pytest.mark.parametrize("weights", ["nearest", "gptq"])
+def test_bias_correction_leaves_out_what_stays_float(weights: str) -> None:
+    text = """g (float[1,8,32] x) => (float[1,8,16] y)
+    <W> { m = MatMul (x, w)  y = Add (m, b) }"""
+    before = module(text, {"w": floats(32, 16), "b": floats(16)})
+    feeds = [{"x": floats(1, 8, 32, seed=n)} for n in range(3)]
+    for each in feeds:
+        each["x"][..., [4, 9]] += 50
+    after, _ = quantised(before, feeds, outliers=8.0, bias_correction=True, weights=weights)
+    assert error(before, after, feeds) < 0.01
+
+
 @pytest.mark.parametrize("kind", ["MatMul", "Gemm", "Conv"])
 @pytest.mark.parametrize("scheme", ["w8", "w8a8"])
 def test_bias_correction_keeps_the_mean(
@@ -354,6 +381,251 @@ def test_onnx_runtime_makes_integer_kernels_of_it(smooth: float, tmp_path: objec
     assert "Conv" not in found
     # what it makes of the nodes is what they mean, up to numbers that lie on the edge of a step
     assert error(after, after, feeds, optimise=True) < 1e-4
+
+
+CHAINS_OF_CONVOLUTIONS = [
+    "r = LeakyRelu (h)  y = Conv (r, v, c)",
+    "r = Sigmoid (h)  y = Conv (r, v, c)",
+    "r = Relu (h)  y = Conv (r, v, c)",
+    "i = Identity (h)  r = LeakyRelu (i)  s = Reshape (r, shape)  y = Conv (s, v, c)",
+    "g = Conv <pads = [1,1,1,1]> (x, w)  r = Add (g, h)  y = Conv (r, v, c)",
+    "r = AveragePool <kernel_shape = [1,1]> (h)  y = Conv (r, v, c)",
+    "r = Softmax (h)  y = Conv (r, v, c)",
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS_OF_CONVOLUTIONS)
+@pytest.mark.parametrize("smooth", [0.0, 0.5])
+def test_what_onnx_runtime_merges_has_one_grid(chain: str, smooth: float) -> None:
+    before, feeds = convolutions(0.3)
+    weights = {k: v.const_value.numpy() for k, v in before.graph.initializers.items()}
+    before = module(
+        """g (float[1,4,6,6] x) => (float[1,5,6,6] y) <W>
+        { shape = Constant <value_ints = [1,8,6,6]> ()
+          h = Conv <pads = [1,1,1,1]> (x, w, b) """
+        + chain
+        + " }",
+        weights,
+    )
+    after, _ = quantised(before, feeds, Mobile(), smooth=smooth)
+    # its Add of integers is off by a step here and there
+    assert error(after, after, feeds, optimise=True) < 2e-3
+    assert error(before, after, feeds, optimise=True) < 0.05
+
+
+# --- convolutions in groups, and transposed ones
+
+KINDS = [
+    ("Conv", (8, 6, 3, 3), "strides = [2,1], pads = [1,0,1,1]"),
+    ("Conv", (8, 3, 3, 2), "group = 2, dilations = [2,1]"),
+    ("Conv", (12, 1, 3, 3), "group = 6, pads = [1,1,1,1]"),
+    ("Conv", (8, 6, 3), "group = 1"),
+    ("ConvTranspose", (6, 8, 4, 4), "strides = [2,2], pads = [1,1,1,1]"),
+    ("ConvTranspose", (6, 8, 3, 3), "strides = [2,3], output_padding = [1,0]"),
+    ("ConvTranspose", (6, 8, 3, 3), "strides = [3,1], dilations = [2,1]"),
+    ("ConvTranspose", (6, 8, 4), "pads = [1,1]"),
+]
+
+
+def convolution(
+    op: str, shape: tuple[int, ...], attributes: str, size: int = 7
+) -> tuple[Module, list[Feeds]]:
+    """One convolution with a bias, on inputs whose channels and pixels are correlated."""
+    groups = int(re.search(r"group = (\d+)", attributes + "group = 1")[1])
+    inputs, outputs = (shape[1] * groups, shape[0]) if op == "Conv" else shape[:2]
+    rank = len(shape) - 2
+    dims = ",".join([str(size)] * rank)
+    text = f"""g (float[2,{inputs},{dims}] x) => (float[2,{outputs},{",".join("?" * rank)}] y) <W>
+    {{ y = {op} <{attributes}> (x, w, b) }}"""
+    before = module(text, {"w": floats(*shape, spread=1.0), "b": floats(outputs, seed=1)})
+    mix = floats(inputs, inputs, seed=2, spread=1.0)
+    feeds = []
+    for seed in range(4):
+        x = floats(2, inputs, *[size] * rank, seed=seed)
+        x = np.einsum("nc...,cd->nd...", x + np.roll(x, 1, -1), mix)
+        feeds.append({"x": np.ascontiguousarray(np.maximum(x, -0.5))})
+    return before, feeds
+
+
+@pytest.mark.parametrize(("op", "shape", "attributes"), KINDS)
+def test_moments_tell_the_error_of_each_output(
+    op: str, shape: tuple[int, ...], attributes: str
+) -> None:
+    before, feeds = convolution(op, shape, attributes)
+    node = next(iter(before.graph))
+    weight = placement.weight_of(node)
+    assert weight is not None
+    reader = Reader(node, weight)
+    samples = load_samples(lambda: iter(feeds), before)
+    (moments,) = measure(before, [reader], samples, Context()).values()
+    off = floats(*shape, seed=5)
+    matrix = weight.as_matrix(off)
+    np.testing.assert_array_equal(weight.from_matrix(matrix, shape), off)
+    told = np.zeros(matrix.shape[1])
+    for part, moment in zip(reader.parts, moments, strict=True):
+        told[part.columns] += output_error(matrix[part.rows, part.columns], moment)
+    before.graph.initializers["w"].const_value = ir.tensor(off, name="w")
+    before.graph.initializers["b"].const_value = ir.tensor(np.zeros(len(told), np.float32))
+    outputs = [run(before, each)["y"] for each in feeds]
+    seen = np.square(np.stack(outputs), dtype=np.float64).sum(
+        axis=(0, 1, *range(3, len(shape) + 1))
+    )
+    rows = outputs[0].size / len(told) if weight.groups == 1 else 1
+    np.testing.assert_allclose(told * rows * len(feeds), seen, 1e-4)
+    assert reader.energy(moments).shape == (before.inputs[0].shape[1],)
+
+
+@pytest.mark.parametrize(("op", "shape", "attributes"), KINDS)
+def test_convolutions_of_every_kind_take_every_option(
+    op: str, shape: tuple[int, ...], attributes: str
+) -> None:
+    before, feeds = convolution(op, shape, attributes)
+    for scheme, bound in (("w8", 1e-4), ("w4", 3e-2), ("w8a8", 3e-3)):
+        plain, ctx = quantised(before, feeds, scheme=scheme, calibration="minmax")
+        assert ctx.total > 0
+        assert error(before, plain, feeds) < bound
+        for options in ({"weights": "gptq"}, {"weights": "awq"}, {"smooth": 0.5}, {**ALL}):
+            after, _ = quantised(before, feeds, scheme=scheme, calibration="minmax", **options)
+            verify(after.model)
+            assert error(before, after, feeds) < 2 * bound, options
+
+
+@pytest.mark.parametrize(("op", "shape", "attributes"), KINDS)
+def test_gptq_helps_convolutions_of_every_kind(
+    op: str, shape: tuple[int, ...], attributes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four_bits(monkeypatch)
+    before, feeds = convolution(op, shape, attributes)
+    plain, _ = quantised(before, feeds, scheme="w8")
+    better, _ = quantised(before, feeds, scheme="w8", weights="gptq")
+    assert error(before, better, feeds) < 0.9 * error(before, plain, feeds)
+
+
+def test_gptq_does_not_believe_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    four_bits(monkeypatch)
+    text = "g (float[2,48] x) => (float[2,24] y) <W> { y = MatMul (x, w) }"
+    before = module(text, {"w": floats(48, 24)})
+    feeds = [{"x": floats(2, 48, seed=n)} for n in range(40)]  # noise, in which there is nothing
+    plain, _ = quantised(before, feeds[:4], scheme="w8", weights="mse")
+    better, _ = quantised(before, feeds[:4], scheme="w8", weights="gptq")
+    assert error(before, better, feeds[4:]) < 1.1 * error(before, plain, feeds[4:])
+
+
+def test_the_bias_of_a_transposed_convolution_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    four_bits(monkeypatch)
+    text = """g (float[4,16,1,1] x) => (float[4,6,4,4] y) <W> { y = ConvTranspose (x, w) }"""
+    before = module(text, {"w": floats(16, 6, 4, 4)})
+    feeds = [{"x": np.abs(floats(4, 16, 1, 1, seed=n))} for n in range(3)]
+    shifts = []
+    for correct in (False, True):
+        after, _ = quantised(before, feeds, scheme="w8", bias_correction=correct)
+        off = [run(after, f)["y"] - run(before, f)["y"] for f in feeds]
+        shifts.append(np.abs(np.mean(off, axis=(0, 1, 3, 4))).max())
+    assert shifts[1] < 1e-5 < shifts[0]
+
+
+def test_scales_go_through_transposed_and_grouped_convolutions() -> None:
+    text = """g (float[1,4,5,5] x) => (float[1,3,10,10] y) <W> {
+      h = ConvTranspose <strides = [2,2], pads = [0,0,0,0]> (x, w, b)  r = Relu (h)
+      d = Conv <group = 8, pads = [1,1,1,1]> (r, u, b)  s = LeakyRelu (d)
+      y = Conv <pads = [0,0,0,0]> (s, v) }"""
+    size = np.exp(2 * RANDOM(3).standard_normal(8)).astype(np.float32)
+    weights = {
+        "w": floats(4, 8, 2, 2) * size[:, None, None],
+        "b": floats(8, seed=1) * size,
+        "u": floats(8, 1, 3, 3, seed=2),
+        "v": floats(3, 8, 1, 1, seed=3) / size[:, None, None],
+    }
+    before = module(text, weights)
+    feeds = [{"x": floats(1, 4, 5, 5, seed=n)} for n in (4, 5)]
+    for options in ({"equalise": True}, {"smooth": 0.5}):
+        assert error(before, full(before, feeds, **options), feeds) < 1e-10
+    plain, _ = quantised(before, feeds)
+    better, _ = quantised(before, feeds, equalise=True)
+    assert error(before, better, feeds) < 0.5 * error(before, plain, feeds)
+
+
+@pytest.mark.parametrize(
+    ("target", "node", "words"),
+    [
+        (None, "y = ConvTranspose <group = 2> (x, w)", "outputs of several groups"),
+        (Mobile(), "y = Conv <group = 4> (x, w)", "less than 32 channels in a group"),
+    ],
+)
+def test_groups_that_do_not_pay_are_declined(target: Mobile | None, node: str, words: str) -> None:
+    text = f"g (float[1,8,6,6] x) => (float[1,?,?,?] y) <W> {{ {node} }}"
+    before = module(text, {"w": floats(8, 2, 3, 3)})
+    after, ctx = quantised(before, [{"x": floats(1, 8, 6, 6)}], target)
+    assert ops(after) == ops(before)
+    assert words in str([str(r) for r in ctx.remarks if r.kind == "declined"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "scales"),
+    [
+        ((100, 6, 3, 3), 25, (4, 6, 3, 3)),  # the longest that divide
+        ((64, 6, 2, 2), 32, (2, 6, 2, 2)),
+        ((20, 6, 2, 2), 20, (1, 6, 2, 2)),
+        ((37, 6, 2, 2), None, (6,)),  # nothing divides
+        ((3, 6, 2, 2), None, (6,)),  # a scale for three numbers is none too few
+    ],
+)
+def test_blocks_of_openvino_are_equally_long(
+    shape: tuple[int, ...], block: int | None, scales: tuple[int, ...]
+) -> None:
+    text = f"g (float[1,{shape[0]},4,4] x) => (float[1,6,?,?] y) <W> {{ y = ConvTranspose (x, w) }}"
+    before = module(text, {"w": floats(*shape)})
+    after, _ = quantised(before, [{"x": floats(1, shape[0], 4, 4)}], Cpu(), scheme="w4")
+    (back,) = (node for node in after.graph if node.op_type == "DequantizeLinear")
+    assert back.attributes.get_int("block_size", 0) == (block or 0)
+    assert tuple(back.inputs[1].const_value.shape.numpy()) == scales
+    assert Cpu().check(after) == []
+
+
+@pytest.mark.parametrize("lowest", [0.0, -1.0])
+def test_a_transposed_convolution_of_openvino_has_no_zero_point(lowest: float) -> None:
+    text = """g (float[1,8,4,4] x) => (float[1,6,9,9] y, float[1,6,4,4] z) <W>
+    { y = ConvTranspose <strides = [2,2]> (x, w)  z = Conv <pads = [1,1,1,1]> (x, v) }"""
+    before = module(text, {"w": floats(8, 6, 3, 3), "v": floats(6, 8, 3, 3, seed=1)})
+    feeds = [{"x": np.maximum(floats(1, 8, 4, 4), np.float32(lowest))}]
+    after, _ = quantised(before, feeds, Cpu(), calibration="minmax")
+    assert error(before, after, feeds) < 1e-3
+    zeros = {}
+    for node in after.graph:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            zeros[node.op_type] = node.inputs[0].producer().inputs[2].const_value
+    assert zeros["ConvTranspose"].numpy() == 0
+    assert zeros["ConvTranspose"].dtype == (ir.DataType.INT8 if lowest else ir.DataType.UINT8)
+    assert zeros["Conv"].dtype == ir.DataType.UINT8
+    assert (zeros["Conv"].numpy() != 0) == bool(lowest)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+@pytest.mark.parametrize(
+    ("op", "shape", "attributes"),
+    [
+        ("ConvTranspose", (32, 48, 4, 4), "strides = [2,2], pads = [1,1,1,1]"),
+        ("ConvTranspose", (20, 48, 4, 4), ""),
+        ("Conv", (32, 8, 3, 3), "group = 4"),
+        ("Conv", (64, 1, 3, 3), "group = 64, pads = [1,1,1,1]"),
+    ],
+)
+def test_openvino_runs_integer_kernels_of_it(
+    op: str, shape: tuple[int, ...], attributes: str, tmp_path: Path
+) -> None:
+    import openvino
+
+    if "INT8" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no instructions for int8")
+    before, feeds = convolution(op, shape, attributes)
+    next(iter(before.graph)).name = "product"
+    after, _ = quantised(before, feeds, Cpu(), calibration="minmax")
+    lowered = Cpu().lower(after, tmp_path, Context())
+    assert lowered.precision["product"] == "int8"
+    session = Cpu().session(tmp_path, lowered.entry)
+    for each in feeds:
+        wanted = run(after, each)["y"]
+        assert np.abs(session.run(each)["y"] - wanted).max() < 1e-2 * np.abs(wanted).max()
 
 
 # --- embeddings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 Array = npt.NDArray[Any]
 Clip = Literal["max", "mse"]
+Piece = tuple[slice, ...]
 T = TypeVar("T")
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -40,10 +41,10 @@ def limits(dtype: ir.DataType) -> tuple[float, float]:
     return _LIMITS[dtype]
 
 
-def nearest(array: Array, dtype: ir.DataType) -> Array:
+def nearest(array: Array, dtype: ir.DataType, out: Array | None = None) -> Array:
     """The nearest numbers of a dtype, as float32: ties to even, what is outside is clipped."""
     low, high = _LIMITS[dtype]
-    made: Array = np.clip(array, low, high, dtype=np.float32)
+    made: Array = np.clip(array, low, high, out=out, dtype=np.float32)
     if dtype == ir.DataType.FLOAT8E4M3FN:
         return np.asarray(made.astype(ml_dtypes.float8_e4m3fn), np.float32)
     np.rint(made, out=made)
@@ -89,7 +90,11 @@ class Grid:
         reach = np.zeros(self.scale_shape(array.shape), np.float32)
         for part, place in self._pairs(array, reach):
             _gather(np.maximum, _reach, part, place, place)
-        scale = reach / np.float32(_LIMITS[self.dtype][1])
+        highest = np.float32(_LIMITS[self.dtype][1])
+        scale = reach / highest
+        with np.errstate(over="ignore"):  # a rounded-up scale may lead beyond the largest float
+            is_over = np.isinf(scale * highest) & np.isfinite(reach)
+        scale = np.where(is_over, np.nextafter(scale, np.float32(0)), scale)
         scale = np.where(reach == 0, np.float32(EMPTY_SCALE), np.maximum(scale, SMALLEST_SCALE))
         if clip == "mse":
             scale = self._least_error(array, scale)
@@ -101,8 +106,12 @@ class Grid:
             return np.ascontiguousarray(self._turned.round(array.T, scale.T).T)
         made = np.empty(array.shape, self.dtype.numpy())
 
-        def one(part: Array, place: Array, out: Array) -> None:
-            out[...] = stored(nearest(_float(part) / place, self.dtype), self.dtype)
+        def one(part: Array, place: Array, out: Array, room: Array) -> None:
+            numbers = np.divide(_float(part), place, out=room)
+            numbers = nearest(numbers, self.dtype, out=numbers)
+            if self.dtype.bitwidth < 8:
+                numbers = stored(numbers, self.dtype)
+            np.copyto(out, numbers, casting="unsafe")
 
         for (part, place), (out, _) in zip(
             self._pairs(array, scale), self._pairs(made, scale), strict=True
@@ -114,8 +123,9 @@ class Grid:
         """What `rounded` stands for, float32: what DequantizeLinear gives."""
         made = np.empty(rounded.shape, np.float32)
 
-        def one(part: Array, place: Array, out: Array) -> None:
-            np.multiply(_float(part), place, out=out)
+        def one(part: Array, place: Array, out: Array, room: Array) -> None:
+            np.copyto(room, part, casting="unsafe")
+            np.multiply(room, place, out=out)
 
         for (part, place), (out, _) in zip(
             self._pairs(rounded, scale), self._pairs(made, scale), strict=True
@@ -193,7 +203,7 @@ def _float(array: Array) -> Array:
     return array.astype(np.float32, copy=False)
 
 
-def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+def _chunks(shape: tuple[int, ...]) -> Iterator[Piece]:
     """Pieces of an array of rank 4 along its first axes, as few as cover it."""
     if 0 in shape:
         return
@@ -210,32 +220,41 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
                     yield tuple(slice(n, n + s) for n, s in zip((a, b, c, d), steps, strict=True))
 
 
-def _within(chunk: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+def _within(chunk: Piece, shape: tuple[int, ...]) -> Piece:
     """The same piece of what broadcasts."""
     return tuple(
         slice(None) if size == 1 else cut for cut, size in zip(chunk, shape[-4:], strict=True)
     )
 
 
-def _map(work: Callable[[tuple[slice, ...]], T], shape: tuple[int, ...]) -> list[T]:
+def _map(work: Callable[[Sequence[Piece]], list[T]], shape: tuple[int, ...]) -> list[T]:
     """What `work` makes of all pieces, in their order; each thread takes its share of them."""
     chunks = list(_chunks(shape))
     threads = min(os.cpu_count() or 1, len(chunks))
     if threads < 2:
-        return [work(chunk) for chunk in chunks]
-    shares = [chunks[start::threads] for start in range(threads)]
+        return work(chunks)
     with ThreadPoolExecutor(threads) as pool:
-        made = list(pool.map(lambda share: [work(chunk) for chunk in share], shares))
+        made = list(pool.map(work, [chunks[start::threads] for start in range(threads)]))
     return [made[index % threads][index // threads] for index in range(len(chunks))]
 
 
 def _each(
-    work: Callable[[Array, Array, Array], None], part: Array, place: Array, out: Array
+    work: Callable[[Array, Array, Array, Array], None], part: Array, place: Array, out: Array
 ) -> None:
-    def one(chunk: tuple[slice, ...]) -> None:
-        work(part[chunk], place[_within(chunk, place.shape)], out[chunk])
+    """Work on each piece of an array, with its scales, where it goes, and room to compute in.
 
-    _map(one, part.shape)
+    Whoever asks for that much memory for each piece waits for the kernel more than it computes.
+    """
+
+    def share(chunks: Sequence[Piece]) -> list[None]:
+        room = np.empty(_CHUNK, np.float32)
+        for chunk in chunks:
+            piece = part[chunk]
+            here = room[: piece.size].reshape(piece.shape)
+            work(piece, place[_within(chunk, place.shape)], out[chunk], here)
+        return [None] * len(chunks)
+
+    _map(share, part.shape)
 
 
 def _gather(
@@ -248,11 +267,14 @@ def _gather(
     """Reduce an array to the shape of its scales, piece by piece."""
     axes = tuple(axis for axis, size in enumerate(place.shape) if size == 1)
 
-    def one(chunk: tuple[slice, ...]) -> tuple[tuple[slice, ...], Array]:
-        cut = _within(chunk, place.shape)
-        return cut, work(part[chunk], place[cut], axes)
+    def share(chunks: Sequence[Piece]) -> list[tuple[Piece, Array]]:
+        cuts = [_within(chunk, place.shape) for chunk in chunks]
+        return [
+            (cut, work(part[chunk], place[cut], axes))
+            for chunk, cut in zip(chunks, cuts, strict=True)
+        ]
 
-    for cut, found in _map(one, part.shape):
+    for cut, found in _map(share, part.shape):
         here = into[(slice(None),) * (into.ndim - len(cut)) + cut]
         join(here, found, out=here)
 

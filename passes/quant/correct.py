@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.ir.weights import constant
 from aigcc.passes.quant.fold import replace_constant
-from aigcc.passes.quant.placement import NARROW
+from aigcc.passes.quant.placement import NARROW, Scheme
 from aigcc.passes.quant.quantise import Place
 from aigcc.passes.quant.terms import Term, release
 from aigcc.pipeline.context import Context
@@ -28,13 +29,14 @@ def correct_biases(
     places: Iterable[Place],
     term_of: Callable[[Place], Term],
     channels: Mapping[str, Channels],
+    split: Callable[[ir.Node, Scheme], Array | None],
     ctx: Context,
 ) -> None:
     """Make the mean of each output channel what it was (Nagel et al., 2019).
 
     A weight that is off by `e` moves the mean output by `e` times the mean input. It is subtracted
-    from the bias of a Conv or Gemm, which gets one if it has none, or from the constant that is
-    added behind a MatMul. At the borders of a padded convolution the mean is another; that is
+    from the bias of a convolution or Gemm, which gets one if it has none, or from the constant that
+    is added behind a MatMul. At the borders of a padded convolution the mean is another; that is
     neglected, as in the paper.
 
     Args:
@@ -42,6 +44,7 @@ def correct_biases(
         places: The nodes that will be quantised.
         term_of: The weight that each will have.
         channels: By name of an activation, what calibration has seen of each channel.
+        split: The input channels of a node that stay float, and add no error.
         ctx: Asked before each change.
     """
     names = Names(module)
@@ -57,7 +60,10 @@ def correct_biases(
             continue
         if not ctx.rewrite(node, "its bias makes up for rounded weights", by="bias"):
             return
-        shift = _shift(place, term_of(place), channels[name].mean)
+        mean, without = channels[name].mean, split(node, place.scheme)
+        if without is not None:
+            mean[without] = 0
+        shift = _shift(place, term_of(place), mean) * _coverage(node)
         builder = Builder(module.graph, names, "", ctx.maker, module.opset)
         _add(*slot, shift, place.weight.tensor.dtype, builder)
 
@@ -69,7 +75,23 @@ def _shift(place: Place, term: Term, mean: Array) -> Array:
     left = weight.as_matrix(term.grid.back(term.numbers.numpy(), term.scale) - exact)
     release(weight.tensor)
     release(term.numbers)
-    return np.asarray(np.repeat(mean, len(left) // len(mean)) @ left)
+    means = np.repeat(mean, len(left) * weight.groups // len(mean)).reshape(weight.groups, -1)
+    by_group = left.reshape(len(left), weight.groups, -1)
+    return np.asarray(np.einsum("gi,igo->go", means, by_group).reshape(-1))
+
+
+def _coverage(node: ir.Node) -> float:
+    """The share of a kernel's places that an output sees: of a transposed convolution not all."""
+    if node.op_type != "ConvTranspose":
+        return 1.0
+    assert node.inputs[0] is not None
+    seen, made = node.inputs[0].shape, node.outputs[0].shape
+    sizes = [] if seen is None or made is None else [*seen[2:], *made[2:]]
+    known = [size for size in sizes if isinstance(size, int)]
+    if not sizes or len(known) < len(sizes):
+        return 1 / math.prod(node.attributes.get_ints("strides", (1,)))
+    half = len(known) // 2
+    return math.prod(known[:half]) / math.prod(known[half:])
 
 
 def _slot(node: ir.Node) -> tuple[ir.Node, int] | None:

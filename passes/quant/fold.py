@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.ir.weights import constant, derive
-from aigcc.passes.quant.placement import weight_of
+from aigcc.passes.quant.placement import CONVOLUTIONS, weight_of
 from aigcc.pipeline.rules import Builder, remove_dead
 
 Array = npt.NDArray[Any]
@@ -158,7 +158,7 @@ def _arithmetic(node: ir.Node, axis: int, back: int, channels: int) -> list[Edit
 
 def _product(node: ir.Node, axis: int) -> list[Edit] | None:
     weight = weight_of(node)
-    if weight is None or (node.op_type == "Conv") != (axis == 1):
+    if weight is None or (node.op_type in CONVOLUTIONS) != (axis == 1):
         return None
     weight_input = node.inputs[1]
     assert weight_input is not None

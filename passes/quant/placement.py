@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,25 @@ PORTABLE: Mapping[str, Any] = {
     "w8a8": {
         "weight": "int8",
         "activation": "int8",
-        "ops": {"Conv": {}, "Gemm": {}, "MatMul": {}},
+        "ops": {"Conv": {}, "ConvTranspose": {}, "Gemm": {}, "MatMul": {}},
     },
-    "w8": {"weight": "int8", "ops": {"Conv": {}, "Gather": {}, "Gemm": {}, "MatMul": {}}},
-    "w4": {"weight": "int4", "block": 32, "ops": {"MatMul": {}}},
+    "w8": {
+        "weight": "int8",
+        "ops": {"Conv": {}, "ConvTranspose": {}, "Gather": {}, "Gemm": {}, "MatMul": {}},
+    },
+    "w4": {
+        "weight": "int4",
+        "block": 32,
+        "ops": {"Conv": {}, "ConvTranspose": {}, "MatMul": {}},
+    },
 }
 """Used where there is no target: symmetric, per-channel weights, the standard's operators."""
 
 NARROW = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 """Schemes whose weights are of these types compute in floats, between casts."""
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+"""Operators whose channels lie along axis 1, and whose weights have places of a kernel."""
 
 _FLOATS = (ir.DataType.FLOAT, *NARROW)
 
@@ -43,12 +53,21 @@ class Kernel:
         output_channels: Whether the DequantizeLinear behind it may have a grid for each channel.
         input_channels: Whether the QuantizeLinear before it may have a scale for each channel,
             and takes no longer with them.
+        zero_point: Whether activations may have a zero point other than 0. Without, those that
+            are nowhere negative keep the scheme's dtype, and others become signed and symmetric.
+        group_inputs: How many input channels a group of a convolution has at least: with fewer
+            the kernel takes longer than the one for floats.
+        merges: Operators behind it that the runtime merges with Q/DQ around them, and that take
+            no grid for each channel then.
     """
 
     bias: str = "float"
     output: bool = False
     output_channels: bool = False
     input_channels: bool = False
+    zero_point: bool = True
+    group_inputs: int = 1
+    merges: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +84,7 @@ class Scheme:
             before left over: two terms of 8 bits are as good as 16.
         activation_terms: The same for activations.
         block: How many numbers along the summed axis share a scale; None: one per output channel.
+        even: Whether blocks have to be equally long.
         cost: The time of a product as a factor of what it is unquantised: for devices that this
             machine is not, where nothing can be timed.
         kernels: The operators, and what their kernels want.
@@ -78,6 +98,7 @@ class Scheme:
     weight_terms: int
     activation_terms: int
     block: int | None
+    even: bool
     cost: float
     kernels: Mapping[str, Kernel]
 
@@ -93,6 +114,18 @@ class Scheme:
             return "float"
         return {ir.DataType.UINT8: "int8"}.get(self.activation, self.activation.name.lower())
 
+    def bytes_of(self, elements: int) -> float:
+        """Bytes of a weight of so many elements, with the scales of its blocks."""
+        scales = 4 / self.block if self.block else 0.0
+        return elements * (self.weight.bitwidth / 8 * self.weight_terms + scales)
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set from which its nodes are legal."""
+        if self.block is not None or self.weight.bitwidth < 8:
+            return 21
+        return 19 if ir.DataType.FLOAT8E4M3FN in (self.weight, self.activation) else 13
+
     @classmethod
     def read(cls, name: str, row: Mapping[str, Any]) -> Scheme:
         """A row of the table."""
@@ -106,6 +139,7 @@ class Scheme:
             row.get("weight_terms", 1),
             row.get("activation_terms", 1),
             row.get("block"),
+            row.get("even", False),
             row.get("cost", 1.0),
             {op: Kernel(**wanted) for op, wanted in row["ops"].items()},
         )
@@ -121,15 +155,14 @@ def find_scheme(name: str, target: Target | None) -> Scheme:
     """A scheme by its name.
 
     Raises:
-        CompileError: the target's table has none of this name.
+        CompileError: the target's table has none of this name, or its options rule it out.
     """
     known = schemes(target)
     if name not in known:
         where = "without a target" if target is None else f"for {target.name}"
-        raise CompileError(
-            f"there is no scheme {name!r} {where}",
-            hint=did_you_mean(name, known) or f"one of {', '.join(known) or 'none'}",
-        )
+        closed = {} if target is None else target.can.facts.get("closed", {})
+        hint = closed.get(name) or did_you_mean(name, known)
+        raise CompileError(f"there is no scheme {name!r} {where}", hint=hint)
     return known[name]
 
 
@@ -143,6 +176,7 @@ class Weight:
         in_axis: The axis of input channels, that blocks lie along.
         channel_axis: The axis of input channels of the activation.
         turned: Whether a Transpose stands between the constant and the node.
+        groups: Into how many groups of channels a convolution falls.
     """
 
     value: ir.Value
@@ -150,21 +184,48 @@ class Weight:
     in_axis: int
     channel_axis: int
     turned: bool = False
+    groups: int = 1
 
     def as_matrix(self, array: Array) -> Array:
-        """A weight, or its scales in blocks, as [inputs, outputs]; a kernel's places are inputs."""
-        if self.out_axis == 0:
-            return array.reshape(len(array), -1).T
-        return array
+        """A weight, or its scales in blocks, as [inputs, outputs].
+
+        Of a convolution an input is a place of the kernel in a channel: places of one channel are
+        neighbours. In groups each output has inputs of its own.
+        """
+        moved = np.moveaxis(array, self.out_axis, 0)
+        return moved.reshape(len(moved), -1).T
 
     def from_matrix(self, matrix: Array, shape: tuple[int, ...]) -> Array:
         """What `as_matrix` was made of."""
-        return (matrix.T if self.out_axis == 0 else matrix).reshape(shape)
+        inputs = [size for axis, size in enumerate(shape) if axis != self.out_axis]
+        moved = matrix.T.reshape(shape[self.out_axis], *inputs)
+        return np.moveaxis(moved, 0, self.out_axis)
 
     def along_inputs(self, channels: Array) -> Array:
         """Numbers by input channel, in a shape that broadcasts against the weight."""
-        rank = len(self.tensor.shape)
-        return channels.reshape([-1 if axis == self.in_axis else 1 for axis in range(rank)])
+        shape = self.tensor.shape.numpy()
+        if self.groups == 1:
+            return channels.reshape(
+                [-1 if axis == self.in_axis else 1 for axis in range(len(shape))]
+            )
+        rows = np.repeat(channels.reshape(self.groups, -1), shape[0] // self.groups, axis=0)
+        return rows.reshape(*rows.shape, *[1] * (len(shape) - 2))
+
+    def reach(self, array: Array) -> Array:
+        """The largest magnitude between each output and each input channel, [outputs, inputs].
+
+        Where groups keep them apart it is 0.
+        """
+        moved = np.moveaxis(array, (self.out_axis, self.in_axis), (0, 1))
+        flat = moved.reshape(*moved.shape[:2], -1)
+        found: Array = np.maximum(flat.max(axis=2), -flat.min(axis=2)).astype(np.float32)
+        if self.groups == 1:
+            return found
+        outputs, inputs = found.shape
+        group = np.arange(outputs) * self.groups // outputs
+        whole = np.zeros((self.groups, outputs, inputs), np.float32)
+        whole[group, np.arange(outputs)] = found
+        return whole.swapaxes(0, 1).reshape(outputs, -1)
 
     @property
     def tensor(self) -> ir.TensorProtocol:
@@ -178,7 +239,10 @@ class Weight:
 
 
 def weight_of(node: ir.Node) -> Weight | None:
-    """The constant that a Conv, Gemm or MatMul multiplies with; None for any other node."""
+    """The constant that a convolution, Gemm or MatMul multiplies with; None for any other node.
+
+    And None for a transposed convolution in groups: see `refusal`.
+    """
     if node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
         return None
     value, turned = _behind_transpose(node.inputs[1])
@@ -186,17 +250,26 @@ def weight_of(node: ir.Node) -> Weight | None:
     if value is None or tensor is None or tensor.dtype not in _FLOATS:
         return None
     rank = len(tensor.shape)
-    if node.op_type == "Conv" and rank > 2 and not turned:
-        groups = node.attributes.get("group")
-        if groups is not None and groups.as_int() != 1:
-            return None
-        return Weight(value, 0, 1, 1)
+    if node.op_type in CONVOLUTIONS and rank > 2 and not turned:
+        groups = node.attributes.get_int("group", 1)
+        if node.op_type == "Conv":
+            return Weight(value, 0, 1, 1, groups=groups)
+        return Weight(value, 1, 0, 1) if groups == 1 else None
     if node.op_type == "MatMul" and rank == 2:
         return Weight(value, 1, 0, -1, turned)
     if node.op_type == "Gemm" and rank == 2 and not _flag(node, "transA"):
         axes = (0, 1) if _flag(node, "transB") else (1, 0)
         return Weight(value, *axes, -1, turned)
     return None
+
+
+def refusal(node: ir.Node) -> str:
+    """Why a node that multiplies with a constant has no weight here; empty for any other node."""
+    if node.op_type != "ConvTranspose" or node.attributes.get_int("group", 1) == 1:
+        return ""
+    is_constant = len(node.inputs) > 1 and constant(node.inputs[1]) is not None
+    reason = "outputs of several groups would share scales, and no runtime has an integer kernel"
+    return reason if is_constant else ""
 
 
 def table_of(node: ir.Node) -> Weight | None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import onnx_ir as ir
 
 from aigcc.analysis.calibration.calibrate import Calibration, calibrate
+from aigcc.analysis.calibration.statistics import Channels
 from aigcc.analysis.grids import Clip, limits
 from aigcc.cache import cache_folder
 from aigcc.errors import CompileError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
+from aigcc.passes.quant.merging import merged_outputs
 from aigcc.passes.quant.placement import (
+    NARROW,
     Scheme,
     Weight,
     find_scheme,
+    refusal,
     schemes,
     table_of,
     weight_of,
@@ -50,27 +55,56 @@ def places(module: Module, default: str, ctx: Context) -> Iterator[Place]:
     """The nodes to quantise: in the scheme that each keeps, or in the default one.
 
     Raises:
-        CompileError: a node keeps a scheme that the target does not have.
+        CompileError: a node keeps a scheme that the target does not have, or no types are known.
     """
     known = schemes(ctx.target)
+    if default != FULL:
+        find_scheme(default, ctx.target)
     found: list[Place] = []
+    untyped = False
     for graph in module.graphs():
         for node in graph:
             weight = weight_of(node) or table_of(node)
             name = node.metadata_props.get(PRECISION, default)
-            if weight is None or name == FULL:
+            if name == FULL:
+                continue
+            if weight is None:
+                if reason := refusal(node):
+                    ctx.decline(node, reason)
                 continue
             scheme = known.get(name) or find_scheme(name, ctx.target)
             if node.op_type not in scheme.kernels:
-                if PRECISION in node.metadata_props:
+                if PRECISION in node.metadata_props or node.op_type != "Gather":
                     ctx.decline(node, f"{scheme.name} has no kernel for {node.op_type}")
+            elif (least := scheme.kernels[node.op_type].group_inputs) > _group_inputs(weight):
+                message = f"{scheme.name} takes longer than float with less than {least} channels"
+                ctx.decline(node, f"{message} in a group")
             elif graph is not module.graph and scheme.is_calibrated:
                 ctx.decline(node, "in a sub-graph or function, where no range is calibrated")
             elif node.outputs[0].dtype is None or _activation(node).dtype is None:
                 ctx.decline(node, "the types of its values are not known: see infer-shapes")
+                untyped = True
+            elif module.opset < (opset := _least_opset(node, scheme)):
+                ctx.decline(node, f"{scheme.name} needs opset {opset}: see convert-opset")
             else:
                 found.append(Place(graph, node, weight, scheme))
+    if untyped and not found:
+        raise CompileError(
+            "the types of values are not known, so nothing can be quantised",
+            hint="run infer-shapes or canonicalize first",
+        )
     yield from _with_tables(found, ctx)
+
+
+def _group_inputs(weight: Weight) -> float:
+    """Input channels in a group of a convolution; of one group as many as anybody wants."""
+    shape = weight.tensor.shape.numpy()
+    return shape[weight.in_axis] if weight.groups > 1 else math.inf
+
+
+def _least_opset(node: ir.Node, scheme: Scheme) -> int:
+    """From which opset a node's scales may have its own type, and all else is legal, too."""
+    return max(scheme.opset, 19 if node.outputs[0].dtype in NARROW else 13)
 
 
 def _activation(node: ir.Node) -> ir.Value:
@@ -191,6 +225,12 @@ def ranges(calibration: Calibration | None, method: Method) -> RangeOf:
     return range_of
 
 
+def channels_of(calibration: Calibration | None) -> dict[str, Channels]:
+    """Statistics by channel, of the values that have them."""
+    known = {} if calibration is None else calibration.tensors
+    return {name: s.channels for name, s in known.items() if s.channels is not None}
+
+
 def quantise(
     module: Module,
     places: Iterable[Place],
@@ -206,6 +246,9 @@ def quantise(
     """
     names = Names(module)
     regions: dict[GraphLike, Regions] = {}
+    places = list(places)
+    merged = merged_outputs((place.node, place.scheme) for place in places)
+    tuning = dataclasses.replace(tuning, merged=merged)
     for place in places:
         ctx.progress(f"quantising {place.node.name}", 0.0)
         if not ctx.rewrite(place.node, f"{place.node.op_type} as {place.scheme.name}"):

@@ -16,7 +16,7 @@ from aigcc.analysis.grids import Affine, Clip, limits
 from aigcc.ir.module import GraphLike
 from aigcc.ir.names import Names
 from aigcc.ir.weights import constant, derive
-from aigcc.passes.quant.placement import NARROW, Scheme, Weight
+from aigcc.passes.quant.placement import NARROW, Kernel, Scheme, Weight
 from aigcc.passes.quant.tables import gathered
 from aigcc.passes.quant.terms import Key, Term, is_above, key_of, make_terms
 from aigcc.pipeline.rules import Builder
@@ -28,6 +28,7 @@ MIGRATED = "aigcc.migrated"
 """Marks the Mul that divides an activation by the scales of its channels."""
 
 _LARGEST_BIAS = 1 << 30
+_SIGNED = {ir.DataType.UINT8: ir.DataType.INT8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +39,13 @@ class Tuning:
         channels: By name of an activation, what calibration has seen of each channel.
         outliers: By name of an activation, the channels that stay float.
         rounded: By weight, the term that it becomes if it is not to be rounded to the nearest.
+        merged: Names of outputs that have one grid for the whole tensor.
     """
 
     channels: Mapping[str, Channels] = dataclasses.field(default_factory=dict)
     outliers: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     rounded: Mapping[Key, Term] = dataclasses.field(default_factory=dict)
+    merged: frozenset[str] = frozenset()
 
     def split(self, node: ir.Node, scheme: Scheme) -> Array | None:
         """The channels of a node's activation that stay float; None without any."""
@@ -115,7 +118,9 @@ class Regions:
     range_of: RangeOf
     clip: Clip = "max"
     tuning: Tuning = PLAIN
-    _activations: dict[tuple[ir.Value, str], list[_Part]] = dataclasses.field(default_factory=dict)
+    _activations: dict[tuple[ir.Value, str, Affine], list[_Part]] = dataclasses.field(
+        default_factory=dict
+    )
     _terms: dict[tuple[Any, ...], list[Term]] = dataclasses.field(default_factory=dict)
     _shared: dict[tuple[Any, ...], ir.Value] = dataclasses.field(default_factory=dict)
 
@@ -185,7 +190,7 @@ class Regions:
                 numbers, output.scale.astype(one.dtype), output.zero, axis=1
             )
         elif kernel.output and scheme.activation is not None:
-            total = _through(own, total, self._grid(node.outputs[0], scheme)).value
+            total = _through(own, total, self._grid(node.outputs[0], scheme, kernel)).value
         assert total is not None
         return total
 
@@ -196,14 +201,14 @@ class Regions:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if not kernel.output_channels or channels is None or scheme.activation is None:
             return None
+        if value.name in self.tuning.merged:
+            return None
         if scheme.weight_terms > 1 or scheme.activation_terms > 1 or scheme.block is not None:
             return None
         if bias is not None and constant(bias) is None:
             return None
         # the range of a channel is narrow enough as it is: clipping it costs more than it gains
-        scale, zero = channel_grids(
-            channels.low, channels.high, scheme.activation, scheme.symmetric
-        )
+        scale, zero = channel_grids(*channels.reach, scheme.activation, scheme.symmetric)
         lowest, highest = limits(scheme.activation)
         return _Output(scale, zero, 0 if scheme.symmetric else int(lowest + highest + 1) // 2)
 
@@ -320,10 +325,10 @@ class Regions:
     def _activation(
         self, builder: Builder, data: ir.Value, node: ir.Node, scheme: Scheme
     ) -> list[_Part]:
-        key = (data, scheme.name)
+        grid = self._grid(data, scheme, scheme.kernels[node.op_type])
+        key = (data, scheme.name, grid)
         if key not in self._activations:
             assert scheme.activation is not None
-            grid = self._grid(data, scheme)
             parts = [_into_channels(builder, data, node, scheme, grid)]
             while len(parts) < scheme.activation_terms:
                 data = builder.Sub(data, parts[-1].value)
@@ -345,7 +350,7 @@ class Regions:
         if bias is None and output is None:
             return None
         assert node.inputs[0] is not None
-        grid = self._grid(node.inputs[0], scheme)
+        grid = self._grid(node.inputs[0], scheme, scheme.kernels[node.op_type])
         numbers = np.zeros(1) if bias is None else np.asarray(bias.numpy(), np.float32)
         if numbers.ndim > 1 and numbers.shape[0] > 1:
             return None  # stays float: see `_bias`
@@ -354,7 +359,7 @@ class Regions:
             numbers = numbers + np.abs(output.offset)
         return np.asarray(numbers / (grid.scale * _LARGEST_BIAS), np.float32)
 
-    def _grid(self, data: ir.Value, scheme: Scheme) -> Affine:
+    def _grid(self, data: ir.Value, scheme: Scheme, kernel: Kernel) -> Affine:
         assert scheme.activation is not None
         low, high = self.range_of(data, scheme)
         outliers = self.tuning.outliers.get(data.name or "")
@@ -362,6 +367,9 @@ class Regions:
             channels = self.tuning.channels[data.name or ""]
             low = max(low, float(np.delete(channels.low, outliers).min()))
             high = min(high, float(np.delete(channels.high, outliers).max()))
+        if low < 0 and not kernel.zero_point:
+            signed = _SIGNED.get(scheme.activation, scheme.activation)
+            return Affine.over(low, high, signed, symmetric=True)
         return Affine.over(low, high, scheme.activation, scheme.symmetric)
 
     def _weight(
@@ -420,13 +428,12 @@ def _into_channels(
 
     `x * m / s` is `x / (s / m)`.
     """
-    mul = data.producer()
-    if (
-        mul is None
-        or MIGRATED not in mul.metadata_props
-        or not scheme.kernels[node.op_type].input_channels
-        or data.dtype is None
-    ):
+    mul, kernel = data.producer(), scheme.kernels[node.op_type]
+    if mul is None or MIGRATED not in mul.metadata_props or data.dtype is None:
+        return _through(builder, data, grid)
+    made_by = mul.inputs[0].producer() if mul.inputs[0] is not None else None
+    is_merged = made_by is not None and made_by.op_type in kernel.merges
+    if is_merged or not kernel.input_channels:
         return _through(builder, data, grid)
     factors = constant(mul.inputs[1])
     assert factors is not None

@@ -17,7 +17,7 @@ from aigcc.analysis.smooth import smooth_scale
 from aigcc.ir.module import Module
 from aigcc.ir.weights import constant
 from aigcc.passes.quant.migrate import Group, groups
-from aigcc.passes.quant.placement import NARROW, Weight, weight_of
+from aigcc.passes.quant.placement import CONVOLUTIONS, NARROW, Weight, weight_of
 from aigcc.passes.quant.probe import Reader, batches, measure
 from aigcc.passes.quant.quantise import Place
 from aigcc.passes.quant.terms import grid_of, release, storable
@@ -70,9 +70,7 @@ def awq_scales(
 
 def _awq(group: Group, moments: list[list[Array]], readers: Sequence[Reader]) -> Array:
     weights = [np.asarray(place.weight.tensor.numpy(), np.float32) for place in group]
-    channels = weights[0].shape[group[0].weight.in_axis]
-    energy = np.concatenate([np.diagonal(m) for m in moments[0]])
-    magnitude = np.sqrt(energy.reshape(channels, -1).mean(axis=1))
+    magnitude = np.sqrt(readers[0].energy(moments[0]))
 
     def damage(scale: Array) -> float:
         total = 0.0
@@ -82,8 +80,8 @@ def _awq(group: Group, moments: list[list[Array]], readers: Sequence[Reader]) ->
             steps = storable(grid.scale(moved), place.weight.tensor.dtype)
             left = (grid.back(grid.round(moved, steps), steps) - moved) / wide
             matrix = place.weight.as_matrix(left)
-            for piece, each in zip(reader.pieces, moment, strict=True):
-                total += float(output_error(matrix[piece], each).sum())
+            for part, each in zip(reader.parts, moment, strict=True):
+                total += float(output_error(matrix[part.rows, part.columns], each).sum())
         return total
 
     scale = awq_scale(magnitude, damage)
@@ -125,13 +123,13 @@ def equal_scales(module: Module, places: Sequence[Place]) -> dict[str, Array]:
 def _first_convolution(group: Group) -> ir.Node | None:
     """The convolution behind an activation that only one other convolution reads."""
     value = group[0].node.inputs[0]
-    if len(group) > 1 or group[0].node.op_type != "Conv":
+    if len(group) > 1 or group[0].node.op_type not in CONVOLUTIONS:
         return None
     while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
         node = value.producer()
         if node is None or node.domain not in ("", "ai.onnx"):
             return None
-        if node.op_type == "Conv":
+        if node.op_type in CONVOLUTIONS:
             weight = weight_of(node)
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             is_free = weight is not None and len(weight.value.uses()) == 1
@@ -145,20 +143,22 @@ def _first_convolution(group: Group) -> ir.Node | None:
 def _kernel_reach(node: ir.Node) -> Array:
     weight = weight_of(node)
     assert weight is not None
-    array = weight.tensor.numpy()
-    flat = np.asarray(np.abs(array.reshape(*array.shape[:2], -1)).max(axis=2), np.float32)
+    found = weight.reach(weight.tensor.numpy())
     release(weight.tensor)
-    return flat
+    return found
 
 
 def _input_reach(weight: Weight) -> Array:
     """The largest magnitude of a weight for each input channel, float32, [channels]."""
     tensor = weight.tensor
     array = tensor.numpy()
-    axes = tuple(axis for axis in range(array.ndim) if axis != weight.in_axis)
-    reach = np.asarray(np.maximum(array.max(axis=axes), -array.min(axis=axes)), np.float32)
+    if weight.groups > 1:
+        reach = weight.reach(array).max(axis=0)
+    else:
+        axes = tuple(axis for axis in range(array.ndim) if axis != weight.in_axis)
+        reach = np.maximum(array.max(axis=axes), -array.min(axis=axes))
     release(tensor)
-    return reach
+    return np.asarray(reach, np.float32)
 
 
 def _name(group: Group) -> str:

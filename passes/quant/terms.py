@@ -42,10 +42,27 @@ def key_of(weight: Weight, scheme: Scheme) -> Key:
 
 
 def grid_of(weight: Weight, scheme: Scheme) -> Grid:
-    """The grid that a scheme wants for a weight."""
-    if scheme.block is None:
+    """The grid that a scheme wants for a weight.
+
+    Where blocks would be shorter than half of what the scheme wants there is a scale for each
+    output channel instead: a convolution of few channels would have as many scales as numbers.
+    """
+    shape = weight.tensor.shape.numpy()
+    block = None if scheme.block is None else _block(shape[weight.in_axis], len(shape), scheme)
+    if block is None:
         return Grid(scheme.weight, weight.out_axis)
-    return Grid(scheme.weight, weight.in_axis, scheme.block)
+    return Grid(scheme.weight, weight.in_axis, block)
+
+
+def _block(length: int, rank: int, scheme: Scheme) -> int | None:
+    assert scheme.block is not None
+    if length < scheme.block:
+        is_long = rank == 2 or 2 * length >= scheme.block
+        return (length if scheme.even else scheme.block) if is_long else None
+    if not scheme.even:
+        return scheme.block
+    fitting = range(scheme.block, scheme.block // 2 - 1, -1)
+    return next((block for block in fitting if length % block == 0), None)
 
 
 def make_terms(

@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float64]
 # Elements that are looked at together: few enough to stay in the cache.
 _CHUNK = 1 << 15
 _BLOCK = 1 << 17
+_DEVIATIONS = 5.0
 _ROWS = 4096  # vectors whose products are summed in float32
 
 
@@ -62,6 +63,17 @@ class Channels:
     def mean_square(self) -> Floats:
         """Sum of squares over count; zero where there is no number."""
         return self.squares / np.maximum(self.count, 1)
+
+    @property
+    def reach(self) -> tuple[Floats, Floats]:
+        """Between what a channel's numbers lie: all that were seen, five deviations at the least.
+
+        A channel of few samples has few numbers: normal noise, of which 64 were seen, goes further
+        than these 64 in every second sample.
+        """
+        deviation = np.sqrt(np.maximum(self.mean_square - np.square(self.mean), 0.0))
+        low, high = self.mean - _DEVIATIONS * deviation, self.mean + _DEVIATIONS * deviation
+        return np.minimum(self.low, low), np.maximum(self.high, high)
 
     def merge(self, other: Channels) -> None:
         """Take in what another has seen after this one."""
@@ -162,7 +174,10 @@ class Statistics:
             CompileError: the method is unknown, or there are no numbers.
         """
         if not self.count:
-            raise CompileError("no sample has a finite number here, so there is no range")
+            raise CompileError(
+                "no sample has a finite number here, so there is no range",
+                hint="give samples in which no dim is 0, or leave the node that reads it full",
+            )
         return choose_range(
             self.histogram, self.low, self.high, self.zeros, method, levels, symmetric
         )
