@@ -31,7 +31,7 @@ from aigcc.passes.quant.readback import refuse_mismatches
 from aigcc.pipeline.context import Context, Remark
 from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
 from aigcc.pipeline.text import format, parse
-from aigcc.quality import Suspects, measure
+from aigcc.quality import Suspects, count_calibrated, measure
 from aigcc.report.page import write_report
 from aigcc.report.program import describe_program, stored_bytes
 from aigcc.runtime import OrtSession
@@ -126,6 +126,13 @@ def _load_path(source: str | Path, roots: Iterable[Path]) -> Module:
         return from_callable(text)
     if not path.exists():
         raise ModelError(f"there is no model at {text!r}", at=text, hint=_guess(path))
+    if path.suffix == ".py":
+        raise ModelError(
+            f"{text} is Python code, and a model is what a function in it returns",
+            at=text,
+            hint=f"name the function: {path.stem}:FUNCTION, in the folder of the file; it returns "
+            "(nn.Module, inputs[, dynamic shapes]) or the path of a model",
+        )
     module = Module.load(path, roots=roots)
     _name_apart(module)
     return module
@@ -219,7 +226,8 @@ def build(
         )
     module = prepared.clone()
     with staged(out, overwrite=overwrite) as staging:
-        runs = manager.run(module, ctx)
+        runs = _run(manager, module, ctx, out)
+        target = ctx.target or target
         _refuse_problems(target, module, pipeline)
         ctx.maker = target.name
         progress(f"lowering for {target.name}", 0.0)
@@ -237,6 +245,7 @@ def build(
             progress("comparing with the original", 0.0)
             quality = measure(original, session, feeds, threads, ctx.budget)
             quality.is_lowered = is_lowered
+            quality.calibrated = count_calibrated(ctx)
             if ctx.budget is None:
                 command = _bisect_command(source, pipeline, target, samples, roots)
                 Suspects(prepared, pipeline, runs, target, feeds, command).refuse(quality)
@@ -273,6 +282,22 @@ def build(
     return Build(Artifact.load(out, check=False), original, module, runs, ctx.remarks, feeds)
 
 
+def _run(manager: PassManager, module: Module, ctx: Context, out: Path) -> list[PassRun]:
+    """All passes; where a budget is missed, the best mixture is left beside `out` as a recipe."""
+    from aigcc.analysis.recipe import BudgetMissed
+
+    try:
+        return manager.run(module, ctx)
+    except CompileError as error:
+        missed = error.__cause__
+        if isinstance(missed, BudgetMissed):
+            path = out.with_name(f"{out.name}.{RECIPE}")
+            missed.recipe.save(path)
+            hint = f"{missed.hint}; --recipe {path} builds the best one"
+            raise CompileError(missed.what, at=error.at, hint=hint) from error
+        raise
+
+
 def _counted(precision: Mapping[str, str]) -> dict[str, Any]:
     """How many products are computed in each dtype."""
     return {"products": dict(Counter(precision.values()).most_common())} if precision else {}
@@ -290,11 +315,14 @@ def _pipeline(
 
 def _quantisation(budget: str | None, recipe: str | Path | None) -> list[Pass]:
     """The passes that quantise within a budget, or as a recipe says."""
+    from aigcc.analysis.recipe import Recipe
     from aigcc.passes.assign_precision import AssignPrecision
     from aigcc.passes.insert_qdq import InsertQdq
 
     if budget is None and recipe is None:
         return []
+    if recipe is not None:
+        Recipe.load(recipe)  # what is wrong with it is said before anything is done
     if recipe is None:
         assign = AssignPrecision(budget=str(budget))
     elif budget is None:

@@ -40,8 +40,6 @@ Array = npt.NDArray[Any]
 
 _POINTS = 8
 _SAMPLES = 4
-_BLOCKS = 21  # the opset in which DequantizeLinear takes blocks and int4
-_SCALE_BITS = 32  # of the scale that a block shares
 _SQNR = Budget.parse("sqnr>=0")  # of which relative noise uses up just its own amount
 _HOPELESS = 1e30  # relative noise of what is NaN or infinite
 
@@ -170,7 +168,7 @@ def measure_curve(module: Module, ctx: Context) -> Curve:
             f"ONNX Runtime runs none of the schemes {', '.join(skipped)}",
             hint=next(iter(skipped.values())),
         )
-    bits = {name: _bits(scheme) for name, scheme in known.items() if name in tried}
+    bits = {name: scheme.bytes_of(1) * 8 for name, scheme in known.items() if name in tried}
     found = [_node(nodes[choice.position], choice, noises[choice.position]) for choice in choices]
     points = _measure_points(module, found, noises, bits, range_of, exact, ctx)
     inside = sum(
@@ -217,15 +215,6 @@ def _choices(module: Module, known: Mapping[str, Scheme]) -> Iterator[Choice]:
             yield Choice(position, weight, fitting)
 
 
-def _is_blocked(scheme: Scheme) -> bool:
-    return scheme.block is not None or scheme.weight.bitwidth < 8
-
-
-def _bits(scheme: Scheme) -> float:
-    scales = _SCALE_BITS / scheme.block if scheme.block else 0.0
-    return scheme.weight.bitwidth * scheme.weight_terms + scales
-
-
 def _alone(
     module: Module,
     choices: Sequence[Choice],
@@ -238,8 +227,8 @@ def _alone(
     noises: dict[int, dict[str, float]] = {choice.position: {} for choice in choices}
     skipped: dict[str, str] = {}
     for done, (name, scheme) in enumerate(known.items()):
-        if _is_blocked(scheme) and module.opset < _BLOCKS:
-            skipped[name] = f"it needs opset {_BLOCKS}, which convert-opset converts to"
+        if module.opset < scheme.opset:
+            skipped[name] = f"it needs opset {scheme.opset}, which convert-opset converts to"
             continue
         tried = [
             dataclasses.replace(choice, schemes=(scheme,))
@@ -268,7 +257,7 @@ def _alone_in(
     ctx: Context,
 ) -> dict[int, float]:
     """Relative noise by position, in one scheme."""
-    switch = Switch(module, tried, range_of, ctx.threads)
+    switch = Switch(module, tried, range_of, threads=ctx.threads)
     reference = switch.run(feeds, ())
     found = {}
     for choice in tried:

@@ -129,6 +129,14 @@ class Target(ABC):
         modules = [cls.__module__ for cls in type(self).__mro__]
         return _load_capabilities(next(m for m in modules if _has_table(m)))
 
+    def bases(self) -> tuple[Target, ...]:
+        """This target in all the types that nodes which are not quantised may have.
+
+        The first is the most exact one, which others are compared with. With a budget
+        `assign-precision` takes the fastest one that keeps it.
+        """
+        return (self,)
+
     @abstractmethod
     def pipeline(self) -> str:
         """The passes that prepare a module for this target, in the text form."""

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar
 
-from aigcc.analysis.budget import Budget
-from aigcc.analysis.recipe import Recipe
+from aigcc.analysis.budget import QUALITY, Budget
+from aigcc.analysis.damage import check_outputs
+from aigcc.analysis.recipe import BudgetMissed, Recipe
 from aigcc.errors import CompileError, did_you_mean
 from aigcc.ir.module import Module
-from aigcc.options import option
+from aigcc.options import option, show
 from aigcc.passes.quant.candidates import candidates
+from aigcc.passes.quant.evidence import Evidence
 from aigcc.passes.quant.placement import weight_of
-from aigcc.passes.quant.quantise import FULL, PRECISION, Method, Place, calibrated, ranges
+from aigcc.passes.quant.quantise import FULL, PRECISION, Method, Place
 from aigcc.passes.quant.search import search
 from aigcc.passes.quant.sensitivity import Sensitivity
-from aigcc.passes.quant.trial import Trials
+from aigcc.passes.quant.switch import Choice
+from aigcc.passes.quant.trial import Figures, Trials
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
+from aigcc.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +34,10 @@ class AssignPrecision(Pass):
     not faster than the node as it is, it is declined. What each of the others costs in quality is
     measured by running the whole model with that node alone quantised. An integer programme takes
     the fastest mixture whose errors add up to the budget; the mixture is measured as a whole, and
-    what the programme may use up is corrected until the measured figures keep the budget. The
-    choice is written on the nodes, for `insert-qdq`, and as a recipe into the artifact.
+    what the programme may use up is corrected until the measured figures keep the budget. Samples
+    that calibrated a program do not judge it. Where the target leaves open what floats nodes run
+    in that are not quantised, that is decided first. The choice is written on the nodes, for
+    `insert-qdq`, and as a recipe into the artifact.
     """
 
     name: ClassVar[str] = "assign-precision"
@@ -41,6 +47,9 @@ class AssignPrecision(Pass):
     recipe: str = option("", "a recipe to replay: nothing is measured then")
     calibration: Method = option("mse", "how the range of an activation is chosen")
     samples: int = option(1, "how many samples sensitivity is measured on")
+
+    def __post_init__(self) -> None:
+        Budget.parse(self.budget)  # what is wrong with it is said before anything is done
 
     def run(self, module: Module, ctx: Context) -> None:
         """Replay a recipe, or find one."""
@@ -55,39 +64,87 @@ class AssignPrecision(Pass):
                 "a budget needs a target, and samples to measure on",
                 hint="give --target and --samples, or a recipe",
             )
+        check_outputs(budget, module)
+        plain, ctx.target = ctx.target, self._base(module, budget, ctx)
         choices, seconds = candidates(module, ctx, by_size=bool(budget.of(["size"])))
-        nodes = list(module.graph)
-        ctx.calibration = calibrated(
-            module,
-            [
-                Place(module.graph, nodes[choice.position], choice.weight, scheme)
-                for choice in choices
-                for scheme in choice.schemes
-            ],
-            ctx,
-        )
-        range_of = ranges(ctx.calibration, self.calibration)
-        samples = itertools.islice(ctx.calibration_samples or ctx.samples, self.samples)
-        sensitivity = Sensitivity.measure(module, choices, samples, budget, range_of, ctx)
-        trials = Trials(module, budget, self.calibration, ctx)
+        evidence = self._gather(module, choices, budget, ctx)
+        sensitivity = Sensitivity.measure(module, choices, evidence, ctx)
+        trials = Trials(module, evidence, plain, ctx.target, ctx)
         found = search(choices, seconds, sensitivity, budget, trials, ctx)
+        nodes = list(module.graph)
         precision = {
             str(node.name): found.precision.get(position, FULL)
             for position, node in enumerate(nodes)
             if weight_of(node) is not None
         }
         facts = {"budget": str(budget), "samples": ctx.samples.source, **found.facts()}
-        return Recipe(precision, ctx.target.name, facts)
+        recipe = Recipe(precision, show(ctx.target, ctx.target.name), facts)
+        missed = budget.shortfall(found.figures.measured, found.figures.original)
+        if missed:
+            raise BudgetMissed(
+                f"no mixture keeps the budget {budget}: with the best one {missed}",
+                hint="ask for less, or give more schemes to choose from",
+                recipe=recipe,
+            )
+        return recipe
+
+    def _gather(
+        self, module: Module, choices: Sequence[Choice], budget: Budget, ctx: Context
+    ) -> Evidence:
+        nodes = list(module.graph)
+        everywhere = [
+            Place(module.graph, nodes[choice.position], choice.weight, scheme)
+            for choice in choices
+            for scheme in choice.schemes
+        ]
+        return Evidence.gather(module, everywhere, budget, self.calibration, self.samples, ctx)
+
+    def _base(self, module: Module, budget: Budget, ctx: Context) -> Target:
+        """The target in the types for unquantised nodes that are fastest and keep the budget."""
+        assert ctx.target is not None
+        first, *others = ctx.target.bases()
+        if not others:
+            return first
+        evidence = self._gather(module, (), budget, ctx)
+        found: dict[Target, Figures] = {}
+        for base in (first, *others):
+            figures = Trials(module, evidence, first, base, ctx).measure({})
+            if figures.ratio is None:
+                return first
+            shown = show(base, base.name)
+            ctx.note(None, f"{shown}: {figures.ratio:.2f} times the latency of {first.name}")
+            if max(figures.shares.values(), default=0.0) <= 1:
+                found[base] = figures
+        return min(found, key=lambda base: _rank(found[base], budget)) if found else first
+
+
+def _rank(figures: Figures, budget: Budget) -> tuple[bool, float]:
+    """Less is better: latency, or without a bound on quality the error if the budget is kept."""
+    assert figures.ratio is not None
+    missed = bool(budget.missed(figures.measured, figures.original))
+    if budget.of(QUALITY) or (missed and budget.of(["latency"])):
+        return missed, figures.ratio
+    return missed, -figures.measured.get("sqnr", 0.0)
 
 
 def _apply(recipe: Recipe, module: Module, ctx: Context) -> None:
     nodes = {str(node.name): node for node in module.graph}
+    unknown = [name for name in recipe.precision if name not in nodes]
+    if unknown:
+        near = did_you_mean(unknown[0], nodes)
+        count = f"{len(unknown)} of the {len(recipe.precision)} nodes that the recipe names are"
+        raise CompileError(
+            f"the recipe names a node {unknown[0]!r} that the model has not"
+            + (f"; {count} not in it" if len(unknown) > 1 else ""),
+            hint=f"{near} Or was it made for another model or pipeline?",
+        )
+    bases = {} if ctx.target is None else {show(b, b.name): b for b in ctx.target.bases()}
+    if recipe.target in bases:
+        ctx.target = bases[recipe.target]
+    elif bases and recipe.target:
+        message = f"the recipe was made for {recipe.target}: what pays there may not pay here"
+        ctx.note(None, message)
     for name, scheme in recipe.precision.items():
-        if name not in nodes:
-            raise CompileError(
-                f"the recipe names a node {name!r} that the model has not",
-                hint=did_you_mean(name, nodes) or "was it made for another model or pipeline?",
-            )
         if not ctx.rewrite(nodes[name], f"to run in {scheme}"):
             return
         nodes[name].metadata_props[PRECISION] = scheme

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aigcc
+from aigcc.analysis.budget import Budget
 from aigcc.analysis.recipe import Recipe
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
@@ -16,7 +17,11 @@ from aigcc.passes.assign_precision import AssignPrecision
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import trial
 from aigcc.passes.quant.choose import Bounds, Option, choose
+from aigcc.passes.quant.evidence import Evidence
+from aigcc.passes.quant.latency import Latencies
+from aigcc.passes.quant.memory import Memory
 from aigcc.passes.quant.placement import schemes, weight_of
+from aigcc.passes.quant.quantise import Place
 from aigcc.passes.quant.readback import refuse_mismatches
 from aigcc.passes.quant.switch import Choice, Switch
 from aigcc.pipeline.context import Context
@@ -139,11 +144,78 @@ def test_the_budget_is_kept_as_measured(net, bound, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_search_that_is_run_again_measures_nothing_and_finds_the_same(net, monkeypatch):
+    def find():
+        ctx = context(net.clone())
+        PassManager([AssignPrecision(budget="sqnr>=20")]).run(net.clone(), ctx)
+        return ctx.recipe
+
+    def refuse(*_):
+        raise AssertionError("measured again")
+
+    first = find()
+    monkeypatch.setattr(trial.Trials, "_measure", refuse)
+    monkeypatch.setattr(Latencies, "_measure", refuse)
+    monkeypatch.setattr(Switch, "run", refuse)
+    assert find() == first
+
+
+def test_a_memory_that_is_no_json_is_filled_anew(tmp_path):
+    store = tmp_path / "memory.json"
+    for junk in ("", "{", "[1]", "\x00"):
+        store.write_text(junk)
+        memory = Memory(store)
+        assert memory.recall("key", lambda: {"seconds": 1.0}) == {"seconds": 1.0}
+        assert Memory(store).recall("key", lambda: None) == {"seconds": 1.0}
+
+
+def gathered(net, ctx):
+    places = [
+        Place(net.graph, node, weight_of(node), schemes(ctx.target)["w8a8"]) for node in net.graph
+    ]
+    return Evidence.gather(net, places, Budget.parse("sqnr>=20"), "minmax", 1, ctx)
+
+
+def test_samples_are_judged_by_ranges_of_other_samples(net):
+    feeds = samples(1, 3)
+    feeds[1]["x"] *= 10
+    ctx = Context(target=make_target("mobile"), samples=load_samples(lambda: feeds, net))
+    evidence = gathered(net, ctx)
+    assert [list(fold.judged) for fold in evidence.folds] == [[0, 2], [1]]
+    scheme = schemes(ctx.target)["w8a8"]
+    highest = [fold.ranges.range_of(net.graph.inputs[0], scheme)[1] for fold in evidence.folds]
+    assert highest[0] == pytest.approx(feeds[1]["x"].max(), rel=0.02)
+    assert highest[1] == pytest.approx(max(feeds[i]["x"].max() for i in (0, 2)), rel=0.02)
+
+
+def test_samples_to_calibrate_on_make_one_fold_of_all_others(net):
+    calibration = load_samples(lambda: samples(2), net)
+    ctx = context(net, calibration_samples=calibration)
+    (fold,) = gathered(net, ctx).folds
+    assert list(fold.judged) == [0, 1]
+
+
 def test_a_budget_that_cannot_be_kept_says_by_how_much_it_was_missed(net):
     ctx = context(net)
     with pytest.raises(CompileError, match="no mixture keeps the budget") as error:
         PassManager([AssignPrecision(budget="sqnr>=20,size<=0.01x")]).run(net, ctx)
     assert "size is" in str(error.value)
+
+
+def test_the_best_mixture_that_breaks_a_budget_is_kept_as_a_recipe(net, tmp_path):
+    net.save(tmp_path / "net.onnx")
+    with pytest.raises(CompileError, match="no mixture keeps") as error:
+        aigcc.build(
+            tmp_path / "net.onnx",
+            "mobile",
+            tmp_path / "out",
+            samples=lambda: samples(1),
+            budget="sqnr>=20,size<=0.01x",
+        )
+    best = tmp_path / "out.recipe.toml"
+    assert str(best) in str(error.value.hint)
+    assert set(Recipe.load(best).precision) == {"first", "second", "third"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "net.onnx", best.name]
 
 
 def test_a_recipe_for_another_model_is_refused(net, tmp_path):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -203,3 +206,16 @@ def test_the_command_prints_the_ranking_the_curve_and_writes_the_page(
     assert "w8a16" in facts["schemes"]
     assert len(facts["nodes"]) == 3
     assert run("--html", "missing/curve.html")[0] == 1
+
+
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path: Path) -> None:
+    chain(spoilt=1).save(tmp_path / "chain.onnx")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "aigcc", "sensitivity", "chain.onnx", "-j", "1"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, text=True, stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + signal.SIGPIPE, "")

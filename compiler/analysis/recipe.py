@@ -34,12 +34,29 @@ class Recipe:
         """Read a recipe.
 
         Raises:
-            CompileError: it is missing, is no TOML, or has no table of precisions.
+            CompileError: it is missing, is no TOML, has no table of precisions, or has something
+                else than a recipe has.
         """
         try:
             table = tomllib.loads(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise CompileError(f"the recipe cannot be read: {error}", at=str(path)) from error
+        except OSError as error:
+            raise CompileError(
+                f"the recipe cannot be read: {error.strerror}",
+                at=str(path),
+                hint="aigcc build --budget writes one into the artifact: OUT/recipe.toml",
+            ) from error
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CompileError(
+                f"the recipe is no TOML: {error}",
+                at=str(path),
+                hint='a line of it is such as "node" = "w8a8"',
+            ) from error
+        if table.get("format", _FORMAT) != _FORMAT:
+            raise CompileError(
+                f"the recipe has format {table['format']!r}, which this aigcc does not know",
+                at=str(path),
+                hint="make it again with aigcc build --budget",
+            )
         precision = table.get("precision")
         if not isinstance(precision, dict) or not all(
             isinstance(scheme, str) for scheme in precision.values()
@@ -49,7 +66,14 @@ class Recipe:
                 at=str(path),
                 hint='write one: [precision], then a line such as "node" = "w8a8"',
             )
-        return cls(precision, str(table.get("target", "")), table.get("measured", {}))
+        facts = table.get("measured", {})
+        if not isinstance(facts, dict):
+            raise CompileError(
+                "[measured] of the recipe is no table",
+                at=str(path),
+                hint="leave it out: nothing reads it",
+            )
+        return cls(precision, str(table.get("target", "")), facts)
 
     def save(self, path: str | Path) -> None:
         """Write the recipe; the file appears whole or not at all."""
@@ -59,3 +83,17 @@ class Recipe:
         lines += [f"{json.dumps(n)} = {json.dumps(s)}" for n, s in self.precision.items()]
         with replacing(Path(path)) as (file,):
             file.write(("\n".join(lines) + "\n").encode())
+
+
+class BudgetMissed(CompileError):
+    """No mixture keeps a budget.
+
+    Args:
+        what: By how much the best one misses it.
+        hint: What to do about it.
+        recipe: The best one.
+    """
+
+    def __init__(self, what: str, *, hint: str, recipe: Recipe) -> None:
+        super().__init__(what, hint=hint)
+        self.recipe = recipe

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import onnx_ir as ir
+
 from aigcc.cache import cache_folder
 from aigcc.ir.module import Module
 from aigcc.passes.quant.latency import Latencies
+from aigcc.passes.quant.memory import Memory
 from aigcc.passes.quant.placement import schemes, weight_of
 from aigcc.passes.quant.quantise import FULL
 from aigcc.passes.quant.switch import Choice
@@ -14,6 +17,7 @@ from aigcc.pipeline.context import Context
 from aigcc.targets.dims import sample_sizes, with_sizes
 
 _WORTH = 0.95  # of a node's time: less than this much gained is lost in what stands around it
+_LEAST = 5e-4  # of all nodes' time: for less, no error is worth it that samples may not show
 
 
 def candidates(
@@ -27,11 +31,12 @@ def candidates(
         by_size: Keep schemes that only make the node smaller.
     """
     assert ctx.target is not None and ctx.samples is not None
-    known = list(schemes(ctx.target).values())
+    known = [s for s in schemes(ctx.target).values() if s.opset <= module.opset]
     fixed = with_sizes(module, sample_sizes(module, next(iter(ctx.samples))))
-    latencies = Latencies(ctx.target, ctx.threads, cache_folder() / "latency.json")
+    memory = Memory(cache_folder() / "latency.json")
+    latencies = Latencies(ctx.target, ctx.threads, memory)
     imports = dict(module.model.opset_imports)
-    choices, seconds = [], []
+    found: list[tuple[ir.Node, Choice, Mapping[str, float]]] = []
     for position, (node, sized) in enumerate(zip(module.graph, fixed.graph, strict=True)):
         weight = weight_of(node)
         fitting = [scheme for scheme in known if node.op_type in scheme.kernels]
@@ -49,6 +54,18 @@ def candidates(
                 ratio = ratios[scheme.name]
                 ctx.decline(node, f"not {scheme.name}: {ratio:.2f} of its time", ratio=ratio)
         if paying:
-            choices.append(Choice(position, weight, paying))
-            seconds.append(measured)
-    return choices, seconds
+            found.append((node, Choice(position, weight, paying), measured))
+    if not by_size:
+        total = sum(measured[FULL] for _, _, measured in found)
+        found = [entry for entry in found if _is_worth(*entry, total, ctx)]
+    return [choice for _, choice, _ in found], [measured for _, _, measured in found]
+
+
+def _is_worth(
+    node: ir.Node, choice: Choice, measured: Mapping[str, float], total: float, ctx: Context
+) -> bool:
+    gain = measured[FULL] - min(measured[scheme.name] for scheme in choice.schemes)
+    if gain >= _LEAST * total:
+        return True
+    ctx.decline(node, f"it would save {gain / total:.2%} of the time", ratio=gain / total)
+    return False

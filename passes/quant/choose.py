@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, sparse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +47,8 @@ def choose(nodes: Sequence[Sequence[Option]], bounds: Bounds) -> list[int] | Non
     Without a bound on quality the choice with the least error is taken. Equal ones are decided by
     size. Solved as a mixed integer programme (HiGHS, through `scipy.optimize.milp`).
     """
+    from scipy import optimize, sparse  # half a second, which no other command has to wait
+
     options = [option for node in nodes for option in node]
     if not options:
         return []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,9 +17,9 @@ import onnx_ir as ir
 from aigcc.benchmark import interleave
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
-from aigcc.ir.storage.atomic import replacing
 from aigcc.options import show
 from aigcc.passes.quant.isolate import isolate, noise_for
+from aigcc.passes.quant.memory import Memory
 from aigcc.passes.quant.placement import Scheme, weight_of
 from aigcc.passes.quant.quantise import FULL
 from aigcc.passes.quant.region import Regions
@@ -27,6 +27,7 @@ from aigcc.pipeline.rules import remove_dead, replace_value
 from aigcc.target import Session, Target
 
 _SECONDS = 0.1
+_HOPELESS = 1.5  # times as long in the first run: not worth a second look
 _RANGE = (-4.0, 4.0)
 _PER_SECOND = 1e12  # products; only ratios of estimates are of use
 
@@ -40,20 +41,12 @@ class Latencies:
     Attributes:
         target: Whose programs are timed.
         threads: Threads within an operator.
-        store: The file that measurements are kept in; None keeps none.
+        memory: Where measurements are kept.
     """
 
     target: Target
     threads: int | None
-    store: Path | None
-    _known: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.store is not None and self.store.is_file():
-            try:
-                self._known = json.loads(self.store.read_text("utf-8"))
-            except ValueError:
-                self._known = {}  # what another program left there; measured anew
+    memory: Memory
 
     def of(
         self, node: ir.Node, imports: dict[str, int], schemes: Sequence[Scheme]
@@ -62,26 +55,27 @@ class Latencies:
         alone = isolate(node, imports)
         if alone is None:
             return None
-        key = self._key(alone, schemes)
-        if key not in self._known:
-            measured = self._measure(alone, schemes)
-            if measured is None:
-                return _estimate(alone, schemes)
-            self._known[key] = measured
-            self._save()
-        return self._known[key]
+        measured = self.memory.recall(
+            self._key(alone, schemes), functools.partial(self._measure, alone, schemes)
+        )
+        return _estimate(alone, schemes) if measured is None else measured
 
     def _measure(self, alone: Module, schemes: Sequence[Scheme]) -> dict[str, float] | None:
+        """Each scheme runs once; those that are not far slower than the node as it is, again."""
         feeds = noise_for(alone)
         modules = {FULL: alone, **{s.name: quantised_alone(alone, s) for s in schemes}}
         programs: dict[str, Callable[[], object]] = {}
+        seconds: dict[str, float] = {}
         for name, module in modules.items():
             session = self.target.open(module, self.threads)
             if session is None:
                 return None
-            programs[name] = functools.partial(_run, session, feeds)
+            program = functools.partial(_run, session, feeds)
+            seconds[name] = _once(program)
+            if seconds[name] < _HOPELESS * seconds[FULL]:
+                programs[name] = program
         timings = interleave(programs, seconds=_SECONDS * len(programs))
-        return {name: timing.low for name, timing in timings.items()}
+        return seconds | {name: timing.low for name, timing in timings.items()}
 
     def _key(self, alone: Module, schemes: Sequence[Scheme]) -> str:
         node = next(iter(alone.graph))
@@ -92,16 +86,10 @@ class Latencies:
             [repr(scheme) for scheme in schemes],
             show(self.target, self.target.name, explicit=True),
             self.target.runtime(),
-            _processor(),
+            processor(),
             self.threads or os.cpu_count(),
         ]
         return hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
-
-    def _save(self) -> None:
-        if self.store is not None:
-            self.store.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.store) as (file,):
-                file.write(json.dumps(self._known, indent=0).encode())
 
 
 def _estimate(alone: Module, schemes: Sequence[Scheme]) -> dict[str, float]:
@@ -128,11 +116,22 @@ def quantised_alone(alone: Module, scheme: Scheme) -> Module:
     return made
 
 
+def _once(program: Callable[[], object]) -> float:
+    """Seconds of the faster of two runs: the first one may have more to do."""
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        program()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
 def _run(session: Session, feeds: Mapping[str, object]) -> object:
     return session.run(feeds)  # type: ignore[arg-type]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

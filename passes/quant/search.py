@@ -7,10 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aigcc.analysis.budget import Budget
-from aigcc.errors import CompileError
+from aigcc.analysis.budget import QUALITY, Budget
 from aigcc.passes.quant.choose import Bounds, Option, choose
-from aigcc.passes.quant.placement import Scheme
 from aigcc.passes.quant.quantise import FULL
 from aigcc.passes.quant.sensitivity import Sensitivity
 from aigcc.passes.quant.switch import Choice
@@ -56,54 +54,94 @@ def search(
 ) -> Found:
     """The fastest mixture that keeps the budget, as measured as a whole.
 
-    Errors of nodes add up only roughly: after each trial the sum that is allowed is scaled by what
-    the trial measured, and the programme solved again.
+    Without a bound on quality it is the best of those that keep the others. Errors of nodes add up
+    only roughly, and so do their times: after each trial the sums that are allowed are scaled by
+    what the trial measured, and the programme solved again.
 
     Raises:
         CompileError: nothing that was tried keeps the budget; says by how much the best missed it.
     """
     nothing = Found({}, trials.measure({}))
     if nothing.used > 1:
-        raise _failure([nothing], budget)
+        return nothing
     options = [
         _options(choice, times, sensitivity) for choice, times in zip(choices, seconds, strict=True)
     ]
     kept: list[Found] = [nothing] if _keeps(nothing, budget) else []
     missed: list[Found] = []
-    allowed = 1.0
+    allowed, pace = 1.0, 1.0
     tried: set[tuple[int, ...]] = set()
     for number in range(_TRIALS):
-        picked = choose(options, _bounds(allowed, budget, nothing, options))
+        picked = choose(options, _bounds(allowed, pace, budget, nothing, options))
         if picked is None or tuple(picked) in tried:
             break
         tried.add(tuple(picked))
+        chosen = [row[index] for row, index in zip(options, picked, strict=True)]
         precision = {
-            choice.position: row[index].scheme
-            for choice, row, index in zip(choices, options, picked, strict=True)
-            if row[index].scheme != FULL
+            choice.position: option.scheme
+            for choice, option in zip(choices, chosen, strict=True)
+            if option.scheme != FULL
         }
         ctx.progress(f"measuring mixture {number + 1} as a whole", number / _TRIALS)
         found = Found(precision, trials.measure(precision))
         (kept if _keeps(found, budget) else missed).append(found)
         ctx.note(None, f"mixture {number + 1}: {_describe(found, budget)}")
-        if found.used <= nothing.used or _ENOUGH <= found.used <= 1:
+        if _is_near(found, nothing, budget):
             break
-        room = (_AIM - nothing.used) / (found.used - nothing.used)
-        allowed *= min(max(room, 0.1), 4.0)
+        if found.used > nothing.used:
+            room = (_AIM - nothing.used) / (found.used - nothing.used)
+            allowed = (_expected(chosen, nothing) or allowed) * min(room, 4.0)
+        pace = _pace(found, nothing, chosen, options)
     if not kept:
-        raise _failure(missed or [nothing], budget)
-    best = min(kept, key=lambda found: _slowness(found, nothing))
+        return min(missed or [nothing], key=lambda found: (found.used, found.figures.ratio or 1.0))
+    best = min(kept, key=lambda found: _rank(found, nothing, budget))
     if best is nothing:
         ctx.decline(None, "no mixture that keeps the budget is faster than the model as it is")
     return best
 
 
-def _slowness(found: Found, nothing: Found) -> float:
-    """Measured latency; where that cannot be, more quantised nodes count as faster."""
-    if found is nothing:
+def _expected(chosen: Sequence[Option], nothing: Found) -> float:
+    """What a mixture's errors add up to, as a share of the room that there is for them."""
+    sums = [sum(errors) for errors in zip(*(option.errors for option in chosen), strict=True)]
+    used = nothing.figures.shares.values()
+    parts = [own / max(1 - other, 1e-9) for own, other in zip(sums, used, strict=True)]
+    return max(parts, default=0.0)
+
+
+def _is_near(found: Found, nothing: Found, budget: Budget) -> bool:
+    """Whether a mixture keeps the budget, and uses up nearly all of it."""
+    if not _keeps(found, budget):
+        return False
+    if budget.of(QUALITY):
+        return found.used <= nothing.used or found.used >= _ENOUGH
+    return all(
+        found.figures.measured[limit.metric]
+        >= _ENOUGH * limit.value(found.figures.original[limit.metric])
+        for limit in budget.of(["latency"])
+    )
+
+
+def _pace(
+    found: Found, nothing: Found, chosen: Sequence[Option], options: Sequence[Sequence[Option]]
+) -> float:
+    """The time that nodes were measured to save in the whole, over what they save alone."""
+    if found.figures.ratio is None:
         return 1.0
-    ratio = found.figures.ratio
-    return ratio if ratio is not None else 1 / (1 + len(found.precision))
+    alone = sum(row[0].seconds for row in options) - sum(option.seconds for option in chosen)
+    saved = nothing.figures.measured["latency"] - found.figures.measured["latency"]
+    return min(max(saved / alone, 0.25), 4.0) if alone > 0 else 1.0
+
+
+def _rank(found: Found, nothing: Found, budget: Budget) -> float:
+    """Less is better: latency, or without a bound on quality the error.
+
+    Where latency cannot be measured, more quantised nodes count as faster.
+    """
+    if not budget.of(QUALITY):
+        return -found.figures.measured.get("sqnr", 0.0)
+    if found.figures.ratio is not None:
+        return found.figures.ratio
+    return 1.0 if found is nothing else 1 / (1 + len(found.precision))
 
 
 def _options(
@@ -118,32 +156,31 @@ def _options(
                 scheme.name,
                 sensitivity.of(choice.position, scheme.name),
                 seconds[scheme.name],
-                _bytes(scheme, elements),
+                scheme.bytes_of(elements),
             )
             for scheme in choice.schemes
         ),
     ]
 
 
-def _bytes(scheme: Scheme, elements: int) -> float:
-    scales = 4 / scheme.block if scheme.block else 0.0
-    return elements * (scheme.weight.bitwidth / 8 * scheme.weight_terms + scales)
-
-
 def _bounds(
-    allowed: float, budget: Budget, nothing: Found, options: Sequence[Sequence[Option]]
+    allowed: float,
+    pace: float,
+    budget: Budget,
+    nothing: Found,
+    options: Sequence[Sequence[Option]],
 ) -> Bounds:
-    original = nothing.figures.original
-    rest = {"size": original["size"] - sum(row[0].size for row in options)}
-    if "latency" in original:
-        rest["latency"] = original["latency"] - sum(row[0].seconds for row in options)
-    limits = {
-        metric: min((limit.value(original[metric]) for limit in budget.of([metric])), default=None)
-        for metric in rest
-    }
-    room = {m: None if limit is None else limit - rest[m] for m, limit in limits.items()}
+    measured, original = nothing.figures.measured, nothing.figures.original
+    room: dict[str, float] = {}
+    for limit in budget.of(["latency", "size"]):
+        too_much = measured[limit.metric] - limit.value(original[limit.metric])
+        if limit.metric == "latency":
+            most = sum(row[0].seconds for row in options) - too_much / pace
+        else:
+            most = sum(row[0].size for row in options) - too_much
+        room[limit.metric] = min(room.get(limit.metric, math.inf), most)
     shares = tuple(allowed * max(1 - used, 0.0) for used in nothing.figures.shares.values())
-    return Bounds(shares, room.get("latency"), room["size"])
+    return Bounds(shares, room.get("latency"), room.get("size"))
 
 
 def _keeps(found: Found, budget: Budget) -> bool:
@@ -156,16 +193,3 @@ def _describe(found: Found, budget: Budget) -> str:
     shown = ["latency not measured" if ratio is None else f"{ratio:.2f} times the latency"]
     shown += [f"{limit.metric} {measured[limit.metric]:.4g}" for limit in budget.limits]
     return f"{len(found.precision)} nodes, {', '.join(shown)}"
-
-
-def _failure(tried: Sequence[Found], budget: Budget) -> CompileError:
-    best = min(tried, key=lambda found: found.used)
-    figures = best.figures
-    parts = []
-    for limit, value in budget.missed(figures.measured, figures.original):
-        bound = limit.value(figures.original.get(limit.metric, 0.0))
-        parts.append(f"{limit.metric} is {value:.4g}, not {bound:.4g}")
-    return CompileError(
-        f"no mixture keeps the budget {budget}: with the best one {'; '.join(parts)}",
-        hint="ask for less, or give more schemes to choose from",
-    )

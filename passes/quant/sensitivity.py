@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 
-from aigcc.analysis.budget import Budget
 from aigcc.analysis.damage import Damage
 from aigcc.ir.module import Module
 from aigcc.passes.quant.estimate import relative_noise
-from aigcc.passes.quant.region import RangeOf
+from aigcc.passes.quant.evidence import Evidence, Outputs
 from aigcc.passes.quant.switch import Choice, Switch
 from aigcc.pipeline.context import Context
-from aigcc.samples import Feeds
 
 Shares = Mapping[str, float]
 
@@ -33,28 +32,22 @@ class Sensitivity:
 
     @classmethod
     def measure(
-        cls,
-        module: Module,
-        choices: Sequence[Choice],
-        samples: Iterable[Feeds],
-        budget: Budget,
-        range_of: RangeOf,
-        ctx: Context,
+        cls, module: Module, choices: Sequence[Choice], evidence: Evidence, ctx: Context
     ) -> Sensitivity:
         """Run the model once for each choice and sample, with the choice's noisiest scheme.
 
         Its other schemes are taken to cost less in proportion to the noise that they add to the
-        node's own output.
+        node's own output. Ranges are from other samples, if there are several: a node that only
+        does well on what it was calibrated on shows here.
 
         Args:
             module: The module; it is not changed.
             choices: Nodes and the schemes they may take.
-            samples: Inputs; every one costs a run for each choice.
-            budget: Whose bounds the errors are measured against.
-            range_of: The calibrated range of an activation.
+            evidence: Samples, every one of which costs a run for each choice, and ranges.
             ctx: Told about progress; has the calibration.
         """
         nodes = list(module.graph)
+        range_of = evidence.probed.range_of
         noises = [
             {
                 scheme.name: relative_noise(
@@ -69,35 +62,39 @@ class Sensitivity:
             dataclasses.replace(c, schemes=tuple(s for s in c.schemes if s.name == name))
             for c, name in zip(choices, worst, strict=True)
         ]
-        damages = _run(module, tried, samples, budget, range_of, ctx)
+        used = _run(module, tried, evidence, ctx)
         shares: dict[tuple[int, str], Shares] = {}
-        for choice, noise, name, damage in zip(choices, noises, worst, damages, strict=True):
+        for choice, noise, name, row in zip(choices, noises, worst, used, strict=True):
             for scheme, own in noise.items():
                 part = own / noise[name] if noise[name] else 0.0
                 shares[choice.position, scheme] = {
-                    bound: share * part for bound, share in damage.used().items()
+                    bound: share * part for bound, share in row.items()
                 }
         return cls(shares)
 
 
 def _run(
-    module: Module,
-    tried: Sequence[Choice],
-    samples: Iterable[Feeds],
-    budget: Budget,
-    range_of: RangeOf,
-    ctx: Context,
-) -> list[Damage]:
-    """What each choice alone, in its one scheme, does to the outputs."""
-    damages = [Damage(budget) for _ in tried]
-    if not tried:
-        return damages
-    ctx.progress("preparing the sensitivity of nodes", 0.0)
-    switch = Switch(module, tried, range_of, ctx.threads)
-    for feeds in samples:
-        reference = switch.run(feeds, ())
-        for done, (choice, damage) in enumerate(zip(tried, damages, strict=True)):
-            ctx.progress("measuring the sensitivity of nodes", done / len(tried))
-            key = (choice.position, choice.schemes[0].name)
-            damage.add(feeds, reference, switch.run(feeds, {key}))
-    return damages
+    module: Module, tried: Sequence[Choice], evidence: Evidence, ctx: Context
+) -> Iterator[Shares]:
+    """What each choice alone, in its one scheme, uses up."""
+
+    @functools.cache
+    def prepared() -> tuple[Switch, list[Outputs]]:
+        ctx.progress("preparing the sensitivity of nodes", 0.0)
+        ranges = evidence.probed
+        switch = Switch(module, tried, ranges.range_of, ranges.tuning, ctx.threads)
+        return switch, [switch.run(feeds, ()) for feeds in evidence.probes]
+
+    def measure(choice: tuple[int, str]) -> Shares:
+        switch, references = prepared()
+        damage = Damage(evidence.budget)
+        for feeds, reference in zip(evidence.probes, references, strict=True):
+            damage.add(feeds, reference, switch.run(feeds, {choice}))
+        return damage.used()
+
+    for done, choice in enumerate(tried):
+        ctx.progress("measuring the sensitivity of nodes", done / len(tried))
+        key = choice.position, choice.schemes[0].name
+        row = evidence.memory.recall(f"{key[0]} {key[1]}", functools.partial(measure, key))
+        assert row is not None
+        yield row

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.passes.quant.placement import Scheme, Weight
-from aigcc.passes.quant.region import RangeOf, Regions
+from aigcc.passes.quant.region import PLAIN, RangeOf, Regions, Tuning
 from aigcc.runtime import OrtSession
 
 _SELECTOR = "aigcc_precision"
@@ -38,6 +38,7 @@ class Switch:
         module: The module; it is not changed.
         choices: The nodes that may be quantised.
         range_of: The calibrated range of an activation.
+        tuning: What else is known of activations.
         threads: For ONNX Runtime.
     """
 
@@ -46,23 +47,20 @@ class Switch:
         module: Module,
         choices: Sequence[Choice],
         range_of: RangeOf,
+        tuning: Tuning = PLAIN,
         threads: int | None = None,
     ) -> None:
         made = module.clone()
         nodes = list(made.graph)
         names = Names(made)
-        readers: dict[ir.Value, ir.Value] = {}
-        regions = Regions(
-            made.graph,
-            names,
-            "switch",
-            made.opset,
-            lambda value, scheme: range_of(readers.get(value, value), scheme),
-        )
         self._selectors: dict[tuple[int, str], str] = {}
         for choice in choices:
             node = nodes[choice.position]
-            for scheme in choice.schemes:
+            branches = [
+                _branch(made, node, choice.weight, scheme, names, range_of, tuning)
+                for scheme in choice.schemes
+            ]
+            for scheme, branch in zip(choice.schemes, branches, strict=True):
                 selector = ir.Value(
                     name=names.fresh(_SELECTOR),
                     type=ir.TensorType(ir.DataType.BOOL),
@@ -71,8 +69,7 @@ class Switch:
                 made.graph.inputs.append(selector)
                 assert selector.name is not None
                 self._selectors[choice.position, scheme.name] = selector.name
-                node = _branch(made, node, choice, scheme, selector, regions)
-                readers[_innermost(node).outputs[0]] = node.outputs[0]
+                node = _insert(made, node, branch, selector, names)
         self._session = OrtSession(made, threads=threads)
 
     def run(
@@ -86,31 +83,33 @@ class Switch:
 def _branch(
     module: Module,
     node: ir.Node,
-    choice: Choice,
+    weight: Weight,
     scheme: Scheme,
-    selector: ir.Value,
-    regions: Regions,
+    names: Names,
+    range_of: RangeOf,
+    tuning: Tuning,
+) -> ir.Graph:
+    """A node in a scheme, with all that it needs: what stood outside the If would always be run."""
+    made = ir.Graph([], [], nodes=[], name="quantised")
+    regions = Regions(made, names, "switch", module.opset, range_of, tuning=tuning)
+    region = regions.make(node, weight, scheme)
+    made.extend([*region.shared, *region.made])
+    made.outputs.append(region.result)
+    return made
+
+
+def _insert(
+    module: Module, node: ir.Node, branch: ir.Graph, selector: ir.Value, names: Names
 ) -> ir.Node:
-    """Put `node` into the else branch of an If, and its quantised form into the other."""
+    """An If in the place of a node, with the node itself as its else branch."""
     graph, old = module.graph, node.outputs[0]
-    inner = _innermost(node)
-    region = regions.make(inner, choice.weight, scheme)
-    graph.insert_before(node, region.shared)
-    chosen = ir.Graph([], [region.result], nodes=region.made, name="quantised")
-    merged = ir.Node("", "If", [selector], num_outputs=1, name=regions.names.fresh("switch"))
+    merged = ir.Node("", "If", [selector], num_outputs=1, name=names.fresh("switch"))
     merged.outputs[0].type, merged.outputs[0].shape = old.type, old.shape
-    # the name stays with what everybody reads: calibration goes by it
-    merged.outputs[0].name, old.name = old.name, regions.names.fresh("switched")
+    merged.outputs[0].name, old.name = old.name, names.fresh("switched")
     graph.insert_before(node, merged)
     old.replace_all_uses_with(merged.outputs[0], replace_graph_outputs=True)
     graph.remove(node)
     other = ir.Graph([], [old], nodes=[node], name="full")
-    merged.attributes["then_branch"] = ir.AttrGraph("then_branch", chosen)
+    merged.attributes["then_branch"] = ir.AttrGraph("then_branch", branch)
     merged.attributes["else_branch"] = ir.AttrGraph("else_branch", other)
     return merged
-
-
-def _innermost(node: ir.Node) -> ir.Node:
-    while node.op_type == "If":
-        node = next(iter(node.attributes["else_branch"].as_graph()))
-    return node

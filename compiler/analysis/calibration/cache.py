@@ -40,13 +40,25 @@ class SampleDigest:
         return self._digest.hexdigest()
 
 
+def digest_of(feeds: Feeds) -> str:
+    """A hash of the contents of one sample."""
+    digest = SampleDigest()
+    digest.add(feeds)
+    return digest.text()
+
+
 def cache_file(folder: Path, module: Module, options: object) -> Path:
     """The file for a model and options; another one when a weight, a node or an option changes."""
+    return folder / f"calibration-{digest_with(module, options)}.npz"
+
+
+def digest_with(module: Module, options: object) -> str:
+    """A hash of a model with its weights, of options, and of ONNX Runtime's version."""
     digest = hashlib.blake2b(digest_size=16)
     for fact in _facts(module):
         digest.update(repr(fact).encode())
     digest.update(repr((options, onnxruntime.__version__)).encode())
-    return folder / f"calibration-{digest.hexdigest()}.npz"
+    return digest.hexdigest()
 
 
 def resume(
