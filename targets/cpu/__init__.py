@@ -18,7 +18,7 @@ from aigcc.ir.module import Module
 from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.samples import load_samples
-from aigcc.target import Lowered, Problem, Requirement, Target, node_label
+from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, node_label
 from aigcc.targets import worker
 from aigcc.targets.cpu import convert
 from aigcc.targets.cpu.example import example_for
@@ -35,15 +35,18 @@ class Cpu(Target):
     """OpenVINO on the CPU of a server or a PC.
 
     Each node runs in the types that the module gives it: bfloat16 between Casts, and int8 where
-    QuantizeLinear and DequantizeLinear surround it. The kernels that this machine chose are read
-    back; a CPU without bfloat16 or int8 instructions takes others.
+    QuantizeLinear and DequantizeLinear surround it. With `precision=bf16` what is float32 there
+    runs in bfloat16, but for sines and what they are taken of. The kernels that this machine chose
+    are read back; a CPU without bfloat16 or int8 instructions takes others.
     """
 
     name: ClassVar[str] = "cpu"
     summary: ClassVar[str] = "Intel and AMD servers and PCs, through OpenVINO"
 
-    precision: Literal["fp32", "bf16"] = option(
-        "fp32", "of what the module leaves in float32; bf16 narrows nearly all of it"
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        "of what the module leaves in float32; bf16 narrows nearly all of it, auto does so where a "
+        "budget allows it",
     )
     activation_group: int = option(
         0, "round activations to int8 before int8 or int4 weights, so many to a scale; 0 does not"
@@ -56,6 +59,25 @@ class Cpu(Target):
         if self.precision == "bf16":
             return 1e-1
         return 1e-4 if not self.activation_group else 5e-2
+
+    @property
+    def can(self) -> Capabilities:
+        """The table; where all is bfloat16 already, there is no scheme for it."""
+        table = super().can
+        if self.precision != "bf16":
+            return table
+        schemes = dict(table.facts["quantize"])
+        del schemes["bf16"]
+        closed = {"bf16": "cpu(precision=bf16) computes in bfloat16 as it is"}
+        return dataclasses.replace(
+            table, facts={**table.facts, "quantize": schemes, "closed": closed}
+        )
+
+    def bases(self) -> tuple[Target, ...]:
+        """In float32 and in bfloat16, where that is left open."""
+        if self.precision != "auto":
+            return (self,)
+        return tuple(dataclasses.replace(self, precision=name) for name in ("fp32", "bf16"))
 
     def pipeline(self) -> str:
         """Canonicalise, fuse, and replace what OpenVINO lacks."""
@@ -117,6 +139,8 @@ class Cpu(Target):
         with tempfile.TemporaryDirectory(prefix="aigcc-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
             _inlined(module).save(path, external=True)
+            if self.precision == "bf16":
+                path = convert.marked(path)
             return OpenVinoSession(path, self.properties(threads))
 
     def example(self, module: Module, entry: str) -> str:
@@ -126,7 +150,7 @@ class Cpu(Target):
     def properties(self, threads: int | None = None) -> dict[str, Any]:
         """What the model is compiled with; OpenVINO would choose types by itself otherwise."""
         return {
-            "INFERENCE_PRECISION_HINT": "f32" if self.precision == "fp32" else "bf16",
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.activation_group,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.threads or threads or 0,

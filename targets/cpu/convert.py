@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from aigcc.errors import CompileError, TargetError
+from aigcc.targets.cpu.angles import save_model
 from aigcc.targets.cpu.kernels import read_kernels
 from aigcc.targets.cpu.session import OpenVinoSession, explain
 
@@ -42,7 +43,7 @@ def lower(request: Mapping[str, Any], progress: Callable[[str, float], None]) ->
             f"OpenVINO: {explain(error)}", at=_place(str(error), request["nodes"])
         ) from None
     _name_parts(model, request["nodes"])
-    openvino.save_model(model, request["out"], compress_to_fp16=False)
+    save_model(model, Path(request["out"]))
     is_dynamic = model.is_dynamic()
     del model
     progress("reading the kernels back", 0.6)
@@ -59,6 +60,15 @@ def lower(request: Mapping[str, Any], progress: Callable[[str, float], None]) ->
         "processor": core.get_property("CPU", "FULL_DEVICE_NAME"),
         "kernels": [dataclasses.asdict(kernel) for kernel in kernels],
     }
+
+
+def marked(source: Path) -> Path:
+    """A `.onnx` file as a `.xml` file beside it that keeps in float32 what has to be."""
+    import openvino
+
+    path = source.with_suffix(".xml")
+    save_model(openvino.Core().read_model(source), path)
+    return path
 
 
 def _place(message: str, nodes: Iterable[tuple[str, Sequence[str]]]) -> str | None:

@@ -39,7 +39,8 @@ class OpenVinoSession:
             self.compiled = openvino.Core().compile_model(path, "CPU", dict(properties))
         except RuntimeError as error:
             raise CompileError(f"OpenVINO: {explain(error)}", at=self._where) from None
-        self._inputs = {port.get_any_name(): port for port in self.compiled.inputs}
+        # an input that a no-op reads has its names, too
+        self._inputs = {name: port for port in self.compiled.inputs for name in port.get_names()}
         self._outputs = [port.get_any_name() for port in self.compiled.outputs]
         self._request = self.compiled.create_infer_request()
 
@@ -56,12 +57,12 @@ class OpenVinoSession:
                     at=self._where,
                     hint=did_you_mean(name, self._inputs),
                 )
-        missing = [name for name in self._inputs if name not in feeds]
+        tensors = {self._inputs[name]: self._tensor(name, array) for name, array in feeds.items()}
+        missing = [port.get_any_name() for port in self.compiled.inputs if port not in tensors]
         if missing:
             raise CompileError(
                 f"no value for the input {', '.join(map(repr, missing))}", at=self._where
             )
-        tensors = {port: self._tensor(name, feeds[name]) for name, port in self._inputs.items()}
         try:
             self._request.infer(tensors)
         except RuntimeError as error:

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import aigcc
 from aigcc.errors import CompileError, TargetError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
@@ -22,6 +23,8 @@ from aigcc.samples import load_samples
 from aigcc.target import Lowered
 from aigcc.targets.cpu import INSTALL, MODEL, WEIGHTS, Cpu
 from aigcc.targets.cpu.kernels import KERNELS, read_back
+
+rng = np.random.default_rng
 
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason=f"needs OpenVINO: {INSTALL}"
@@ -295,3 +298,61 @@ def test_without_the_library_the_command_is_given(
     assert Cpu().open(perceptron()) is None
     (library,) = Cpu().requirements()
     assert (library.present, library.fix) == (False, INSTALL)
+
+
+def embedding(dtype: str) -> Module:
+    """A time step and its sines, as diffusion models have them, before a product."""
+    return module(
+        f"""g ({dtype}[n] step) => (float[n,64] y)
+<float[1,32] f = {{{",".join(f"{10000 ** (-i / 32):.6f}" for i in range(32))}}},
+ float[64,64] w = {{{numbers(4096)}}}, int64[1] one = {{1}}>
+{{
+  s = Cast <to = 1> (step)
+  c = Unsqueeze (s, one)
+  a = Mul (c, f)
+  u = Sin (a)
+  v = Cos (a)
+  e = Concat <axis = 1> (u, v)
+  [product] y = MatMul (e, w)
+}}"""
+    )
+
+
+@needs_library
+@pytest.mark.parametrize("way", ["open", "lower"])
+@pytest.mark.parametrize("dtype", ["float", "int64"])
+def test_sines_of_large_numbers_survive_bfloat16(way: str, dtype: str, tmp_path: Path) -> None:
+    made, target = embedding(dtype), Cpu(precision="bf16")
+    feeds = {"step": np.array([842, 999], np.float32 if dtype == "float" else np.int64)}
+    if way == "open":
+        session = target.open(made)
+    else:
+        target.lower(made, tmp_path, Context(target=target, samples=load_samples(None, made)))
+        session = target.session(tmp_path, MODEL)
+    assert session is not None
+    exact = OrtSession(made, optimise=False).run(feeds)["y"]
+    error = np.abs(session.run(feeds)["y"] - exact).max() / np.abs(exact).max()
+    assert 1e-6 < error < 0.02
+
+
+@needs_library
+def test_a_budget_decides_between_float32_and_bfloat16(tmp_path: Path) -> None:
+    wide = numbers(1 << 16)
+    made = module(
+        f"""g (float[n,256] x) => (float[n,256] y)
+<float[256,256] w = {{{wide}}}> {{ [product] y = MatMul (x, w) }}"""
+    )
+    found = {}
+    for bound in (25, 90):
+        built = aigcc.build(
+            made,
+            "cpu",
+            tmp_path / str(bound),
+            samples=lambda: [{"x": rng(i).standard_normal((512, 256), np.float32)} for i in (0, 1)],
+            budget=f"sqnr>={bound}",
+        )
+        found[bound] = built.artifact.manifest["target"]
+        (row,) = built.artifact.manifest["quality"]["outputs"]
+        assert row["sqnr"] >= bound
+    assert "precision=fp32" in found[90]
+    assert "precision=auto" not in found[25]
