@@ -18,6 +18,7 @@ from aigcc.pipeline.context import Context
 _TRIALS = 6
 _ENOUGH = 0.85  # of the budget used up is near enough to it
 _AIM = 0.95
+_SLACK = 1 + 1e-6  # what sums lose in the integer programme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,13 +175,17 @@ def _bounds(
     room: dict[str, float] = {}
     for limit in budget.of(["latency", "size"]):
         too_much = measured[limit.metric] - limit.value(original[limit.metric])
-        if limit.metric == "latency":
-            most = sum(row[0].seconds for row in options) - too_much / pace
-        else:
-            most = sum(row[0].size for row in options) - too_much
+        rows = [[_cost(option, limit.metric) for option in row] for row in options]
+        saved = too_much / pace if limit.metric == "latency" else too_much
+        # where no mixture is said to be small enough, the smallest one shall be measured
+        most = max(sum(row[0] for row in rows) - saved, sum(map(min, rows)) * _SLACK)
         room[limit.metric] = min(room.get(limit.metric, math.inf), most)
     shares = tuple(allowed * max(1 - used, 0.0) for used in nothing.figures.shares.values())
     return Bounds(shares, room.get("latency"), room.get("size"))
+
+
+def _cost(option: Option, metric: str) -> float:
+    return option.seconds if metric == "latency" else option.size
 
 
 def _keeps(found: Found, budget: Budget) -> bool:
