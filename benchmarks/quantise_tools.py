@@ -53,7 +53,8 @@ class Tool:
             CompileError: its runtime refuses it.
         """
         if self.target:
-            session = make_target(self.target).session(folder, Artifact.load(folder).entry)
+            artifact = Artifact.load(folder)
+            session = make_target(artifact.manifest["target"]).session(folder, artifact.entry)
             assert session is not None
             return session
         if self.hint:
@@ -93,7 +94,7 @@ def tools_for(model: Model, prepared: Prepared, cache: Path) -> Iterator[Tool]:
     yield from _onnxruntime(model, prepared, cache)
     yield from _aigcc("mobile", model, prepared, model.mobile, model.schemes)
     yield from _openvino(model, prepared, cache)
-    yield from _aigcc("cpu", model, prepared, model.cpu, ())
+    yield from _aigcc("cpu", model, prepared, model.cpu, model.cpu_schemes)
 
 
 def _onnxruntime(model: Model, prepared: Prepared, cache: Path) -> Iterator[Tool]:
@@ -142,8 +143,11 @@ def _aigcc(
     if target == "cpu":
         yield tool("cpu bf16", on="cpu(precision=bf16)")
     for scheme in schemes:
-        pipeline = f"{make_target(target).pipeline()},insert-qdq(scheme={scheme})"
-        yield tool(f"{target}, all {scheme}", "-p", pipeline)
+        options, _, recipe = scheme.partition(" + ")
+        passes = [make_target(target).pipeline(), f"insert-qdq(scheme={options})"]
+        if recipe:
+            passes.insert(1, f'assign-precision(budget="psnr>=20",recipe="{HERE / recipe}")')
+        yield tool(f"{target}, all {scheme}", "-p", ",".join(passes))
     for budget in budgets:
         yield tool(f"{target} {budget}", "--budget", budget)
 
