@@ -52,6 +52,32 @@ class Row:
     timing: Timing | None = None
 
 
+class Judge:
+    """Compares what programs of a model give with what the model itself gives.
+
+    Args:
+        model: Has the metric, and what drives a program for it.
+        feeds: What programs are asked.
+        reference: The model, without any optimisation.
+    """
+
+    def __init__(self, model: Model, feeds: Sequence[Feeds], reference: Session) -> None:
+        self._model, self._feeds = model, feeds
+        self._expected: list[Feeds] = [reference.run(feed) for feed in feeds]
+        self._driven = model.drive(reference) if model.drive else self._expected
+
+    def look(self, row: Row, session: Session) -> None:
+        """Fill in the quality of a row, whose program is `session`."""
+        given = []
+        for feed, expected in zip(self._feeds, self._expected, strict=True):
+            # OpenVINO picks among several names that an output has, but keeps their order.
+            given.append(dict(zip(expected, session.run(feed).values(), strict=True)))
+        row.sqnr = sqnr(self._expected, given)
+        if self._model.metric is not None:
+            driven = self._model.drive(session) if self._model.drive else given
+            row.metric = self._model.metric[1](self._feeds, self._driven, driven)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -136,19 +162,17 @@ def _failure(output: str) -> str:
 def _measure(model: Model, prepared: Prepared, rows: list[Row], seconds: float) -> None:
     """Fill in what the programs do, a few at a time: all of them would not fit into memory."""
     feeds = prepared.feeds()
-    reference = OrtSession(prepared.path, optimise=False)
-    expected: list[Feeds] = [reference.run(feed) for feed in feeds]
-    del reference
+    judge = Judge(model, feeds, OrtSession(prepared.path, optimise=False))
     original, *others = rows
     first = OrtSession(prepared.path)
     original.size = prepared.path.stat().st_size
-    _judge(original, model, feeds, expected, first)
+    judge.look(original, first)
     built = [row for row in others if not row.note]
     for start in range(0, len(built), TOGETHER):
         group = built[start : start + TOGETHER]
         sessions = {original.tool.name: first}
         for row in group:
-            session = _open(row, model, feeds, expected)
+            session = _open(row, judge)
             if session is not None and not row.tool.quality_only:
                 sessions[row.tool.name] = session
         calls = {name: (lambda s=session: s.run(feeds[0])) for name, session in sessions.items()}
@@ -157,28 +181,16 @@ def _measure(model: Model, prepared: Prepared, rows: list[Row], seconds: float) 
             row.timing = timings.get(row.tool.name)
 
 
-def _open(
-    row: Row, model: Model, feeds: Sequence[Feeds], expected: Sequence[Feeds]
-) -> Session | None:
+def _open(row: Row, judge: Judge) -> Session | None:
     """The program of a row, after a look at what it gives; None if it does not run."""
     try:
         session = row.tool.open(row.folder)
-        _judge(row, model, feeds, expected, session)
+        judge.look(row, session)
     except CompileError as error:
         row.note = f"does not run: {error.what[:160]}".replace("|", "/")
         return None
     row.fault, row.size = row.tool.fault(row.folder), row.tool.size(row.folder)
     return session
-
-
-def _judge(
-    row: Row, model: Model, feeds: Sequence[Feeds], expected: Sequence[Feeds], session: Session
-) -> None:
-    # OpenVINO picks among several names that an output has, but keeps the order of outputs.
-    given = [dict(zip(expected[0], session.run(feed).values(), strict=True)) for feed in feeds]
-    row.sqnr = sqnr(expected, given)
-    if model.metric is not None:
-        row.metric = model.metric[1](feeds, expected, given)
 
 
 def _print(name: str, model: Model, prepared: Prepared, rows: list[Row]) -> None:
