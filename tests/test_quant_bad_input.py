@@ -196,19 +196,24 @@ def test_budgets_are_refused_before_anything_is_done(
     refused(result, here, entries(here), message)
 
 
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        ("perplexity<=+1%", "perplexity has no meaning here"),
-        ("sqnr>=30,size<=1kB", "size is"),
-    ],
-)
-def test_budgets_that_cannot_be_kept_say_by_how_much(
-    aigcc: Callable[[str], Result], here: Path, budget: str, message: str
+def test_a_budget_that_has_no_meaning_for_the_outputs_says_so(
+    aigcc: Callable[[str], Result], here: Path
 ) -> None:
     before = entries(here)
-    result = aigcc(f"build  net.onnx  -t  mobile  -o  out  -s  good.npz  --budget  {budget}")
-    refused(result, here, before, message)
+    result = aigcc("build  net.onnx  -t  mobile  -o  out  -s  good.npz  --budget  perplexity<=+1%")
+    refused(result, here, before, "perplexity has no meaning here")
+
+
+def test_a_budget_that_cannot_be_kept_leaves_the_best_mixture_as_a_recipe(
+    aigcc: Callable[[str], Result], here: Path
+) -> None:
+    left = sorted([*entries(here), "out.recipe.toml"])
+    command = "build  net.onnx  -t  mobile  -o  out  -s  good.npz"
+    result = aigcc(f"{command}  --budget  sqnr>=30,size<=1kB")
+    refused(result, here, left, "size is")
+    assert "--recipe out.recipe.toml builds the best one" in " ".join(result.err.split())
+    again = aigcc(f"{command}  --recipe  out.recipe.toml")
+    assert (again.code, (here / "out" / "model.onnx").is_file()) == (0, True), again.err
 
 
 def test_a_budget_on_quality_needs_an_output_that_is_a_float(
