@@ -65,7 +65,7 @@ class Limit:
         """A figure of the metric for people."""
         if self.metric in ("size", "latency"):
             return size(figure) if self.metric == "size" else seconds(figure)
-        return f"{figure:.4g}" + (" dB" if self.metric in ("sqnr", "psnr") else "")
+        return f"{figure:.6g}" + (" dB" if self.metric in ("sqnr", "psnr") else "")
 
 
 @dataclasses.dataclass(frozen=True)
