@@ -383,6 +383,25 @@ def test_onnx_runtime_makes_integer_kernels_of_it(smooth: float, tmp_path: objec
     assert error(after, after, feeds, optimise=True) < 1e-4
 
 
+@pytest.mark.parametrize("bias", ["", ", b"])
+def test_onnx_runtime_makes_an_integer_gemm_of_it(bias: str, tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    text = f"g (float[N,8] x) => (float[N,6] y) <W> {{ y = Gemm <transB = 1> (x, w{bias}) }}"
+    weights = {"w": floats(6, 8), "b": floats(6)}
+    before = module(text, weights if bias else {"w": weights["w"]})
+    feeds = [{"x": floats(4, 8, seed=n)} for n in range(3)]
+    after, _ = quantised(before, feeds, Mobile())
+    after.save(tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    found = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert "QGemm" in found
+    assert error(after, after, feeds, optimise=True) < 1e-4
+
+
 CHAINS_OF_CONVOLUTIONS = [
     "r = LeakyRelu (h)  y = Conv (r, v, c)",
     "r = Sigmoid (h)  y = Conv (r, v, c)",

@@ -55,6 +55,7 @@ class Kernel:
             and takes no longer with them.
         zero_point: Whether activations may have a zero point other than 0. Without, those that
             are nowhere negative keep the scheme's dtype, and others become signed and symmetric.
+        weight_zero: Whether the DequantizeLinear of its weight names a zero point, though it is 0.
         group_inputs: How many input channels a group of a convolution has at least: with fewer
             the kernel takes longer than the one for floats.
         merges: Operators behind it that the runtime merges with Q/DQ around them, and that take
@@ -66,6 +67,7 @@ class Kernel:
     output_channels: bool = False
     input_channels: bool = False
     zero_point: bool = True
+    weight_zero: bool = False
     group_inputs: int = 1
     merges: Sequence[str] = ()
 

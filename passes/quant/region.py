@@ -161,7 +161,7 @@ class Regions:
         without = self.tuning.split(node, scheme)
         output = self._output(node, scheme)
         terms = self._weight(weight, scheme, self.floor(node, scheme), without)
-        weights = [self._back(shared, own, weight, scheme, term, output) for term in terms]
+        weights = [self._back(shared, own, weight, kernel, term, output) for term in terms]
         values, step = [data], None
         if scheme.activation is not None:
             activations = self._activation(shared, data, node, scheme)
@@ -217,20 +217,24 @@ class Regions:
         shared: Builder,
         own: Builder,
         weight: Weight,
-        scheme: Scheme,
+        kernel: Kernel,
         term: Term,
         output: _Output | None,
     ) -> ir.Value:
         """A term of a weight as its node reads it, divided by the scales of the output's grids."""
         numbers = self._numbers(shared, weight, term)
-        key = ("weight", id(term), output is None)
+        key = ("weight", id(term), kernel.weight_zero)
         if output is None and key in self._shared:
             return self._shared[key]
         builder = shared if output is None else own
         scale = term.scale if output is None else term.scale / output.scale
         step = builder.constant(scale.astype(weight.tensor.dtype.numpy()), "scale")
+        grid = term.grid
+        zero: list[ir.Value] = []
+        if kernel.weight_zero:
+            zero = [builder.constant(np.zeros(scale.shape, grid.dtype.numpy()), "zero")]
         value: ir.Value = builder.DequantizeLinear(
-            numbers, step, axis=term.grid.axis, block_size=term.grid.block
+            numbers, step, *zero, axis=grid.axis, block_size=grid.block
         )
         if output is None:
             self._shared[key] = value
