@@ -27,6 +27,7 @@ COMMANDS = [
     "bench",
     "compare",
     "sensitivity",
+    "calibrate",
     "inspect",
     "passes",
     "targets",

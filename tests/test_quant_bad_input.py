@@ -145,6 +145,7 @@ COMMANDS = (
     "build  net.onnx  -t  mobile  -o  out  --budget  sqnr>=30  -s  good.npz  --calibration  s.npz",
     "opt  net.onnx  -p  canonicalize,insert-qdq  -o  out.onnx  -s  s.npz",
     "sensitivity  net.onnx  -s  s.npz",
+    "calibrate  net.onnx  -s  s.npz",
     "compare  net.onnx  net.onnx  -s  s.npz",
 )
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from aigcc.cli import Stopped, build, measure, optimise, sensitivity, show
+from aigcc.cli import Stopped, build, calibrate, measure, optimise, sensitivity, show
 from aigcc.cli.render import json_only
 
 
@@ -83,6 +83,6 @@ def _root(
     """
 
 
-for group in (build, optimise, measure, sensitivity, show):
+for group in (build, optimise, measure, sensitivity, calibrate, show):
     for command in group.COMMANDS:
         app.command(cls=_Command)(command)
