@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,21 @@ class Samples:
             yield check_feeds(feeds, self.module, where)
         if not found:
             raise SampleError(f"no samples in {self.source}", hint="give at least one")
+
+    def spaced(self, most: int) -> list[int]:
+        """Positions of some of them, evenly spaced from the first to the last.
+
+        Neighbours are often alike, as the steps of a sampler are, and the ends are not.
+        """
+        count = sum(1 for _ in self)
+        return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+
+    def at(self, positions: Collection[int]) -> Iterator[Feeds]:
+        """The samples at some positions, in the order that they come in."""
+        last = max(positions, default=-1)
+        for position, feeds in enumerate(itertools.islice(self, last + 1)):
+            if position in positions:
+                yield feeds
 
     def fitted(self, module: Module) -> Samples:
         """The same samples for a module with other shapes of inputs; made up anew if synthetic."""

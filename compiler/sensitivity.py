@@ -192,7 +192,7 @@ class _Exact:
     def run(cls, module: Module, ctx: Context) -> _Exact:
         assert ctx.samples is not None
         session = OrtSession(module, threads=ctx.threads)
-        feeds = list(itertools.islice(ctx.samples, _SAMPLES))
+        feeds = list(ctx.samples.at(ctx.samples.spaced(_SAMPLES)))
         outputs = [ctx.samples.run(session, feed) for feed in feeds]
         if not any(np.issubdtype(array.dtype, np.floating) for array in outputs[0].values()):
             raise CompileError("no output of the model is a float, so there is no SQNR of it")

@@ -46,7 +46,7 @@ class AssignPrecision(Pass):
     budget: str = option("sqnr>=30", "what has to hold, such as sqnr>=30,size<=0.3x")
     recipe: str = option("", "a recipe to replay: nothing is measured then")
     calibration: Method = option("mse", "how the range of an activation is chosen")
-    samples: int = option(1, "how many samples sensitivity is measured on")
+    samples: int = option(1, "how many samples of each half sensitivity is measured on")
 
     def __post_init__(self) -> None:
         Budget.parse(self.budget)  # what is wrong with it is said before anything is done

@@ -195,6 +195,40 @@ def test_samples_to_calibrate_on_make_one_fold_of_all_others(net):
     assert list(fold.judged) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("op", "shape", "height", "products"),
+    [("Conv", "6,4,2,2", 4, 4 * 4 * 4 * 6), ("ConvTranspose", "4,6,2,2", 16, 8 * 8 * 4 * 6)],
+)
+def test_a_transposed_convolution_multiplies_what_it_reads(op, shape, height, products):
+    module = Module.parse(f"""<ir_version: 10, opset_import: ["" : 21]>
+        net (float[1,4,8,8] x) => (float[1,6,{height},{height}] y)
+        <float[{shape}] w = {{{", ".join("0" * 96)}}}>
+        {{ y = {op} <strides = [2, 2]> (x, w) }}""")
+    latencies = Latencies(make_target("gpu"), None, Memory(None))
+    seconds = latencies.of(next(iter(module.graph)), {"": 21}, [])
+    assert seconds["full"] * 1e12 == pytest.approx(products * 2 * 2)
+
+
+@pytest.mark.parametrize(
+    ("count", "judged", "probed"),
+    [
+        (1, [0], [0]),
+        (3, [0, 1, 2], [0, 1]),
+        (20, [0, 3, 5, 8, 11, 14, 16, 19], [0, 19]),
+    ],
+)
+def test_samples_to_judge_by_are_spread_over_all(net, count, judged, probed):
+    feeds = samples(1, count)
+    ctx = Context(target=make_target("mobile"), samples=load_samples(lambda: feeds, net))
+    evidence = gathered(net, ctx)
+    chosen = [
+        next(i for i, feed in enumerate(feeds) if np.array_equal(feed["x"], found["x"]))
+        for found in evidence.feeds
+    ]
+    assert chosen == judged
+    assert [chosen[place] for fold in evidence.folds for place in fold.probes] == probed
+
+
 def test_a_budget_that_cannot_be_kept_says_by_how_much_it_was_missed(net):
     ctx = context(net)
     with pytest.raises(CompileError, match="no mixture keeps the budget") as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from aigcc.pipeline.context import Context
 from aigcc.runtime import OrtSession
 from aigcc.samples import Feeds, Samples
 
-_SAMPLES = 4
+_SAMPLES = 8
 _MOST = 32  # to calibrate a fold on: with more, ranges hardly change
 
 Outputs = dict[str, npt.NDArray[Any]]
@@ -51,10 +50,12 @@ class Fold:
     Attributes:
         ranges: Of a program to build.
         judged: Positions among the feeds.
+        probes: Those of them that sensitivity is measured on.
     """
 
     ranges: Ranges
     judged: Sequence[int]
+    probes: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +68,9 @@ class Evidence:
 
     Attributes:
         budget: What is of interest.
-        feeds: Samples to judge by, four at the most.
+        feeds: Samples to judge by: eight at the most, the first and the last among them.
         expected: What the model as it is makes of them, in ONNX Runtime without optimisations.
         folds: What to build, and what to judge it by.
-        probes: Samples of the first fold, which sensitivity is measured on.
         memory: What was measured before with the same model, samples and budget.
     """
 
@@ -78,13 +78,7 @@ class Evidence:
     feeds: Sequence[Feeds]
     expected: Sequence[Outputs]
     folds: Sequence[Fold]
-    probes: Sequence[Feeds]
     memory: Memory
-
-    @property
-    def probed(self) -> Ranges:
-        """The ranges that the probes had no part in."""
-        return self.folds[0].ranges
 
     @classmethod
     def gather(
@@ -103,20 +97,19 @@ class Evidence:
             places: The nodes in all schemes that they may take.
             budget: What is of interest.
             method: How ranges are chosen.
-            probes: How many samples sensitivity is measured on.
+            probes: How many samples of each fold sensitivity is measured on.
             ctx: Samples; gets the calibration.
         """
         assert ctx.samples is not None
         ctx.calibration = calibrated(module, places, ctx)
-        feeds = list(itertools.islice(ctx.samples, _SAMPLES))
+        positions = ctx.samples.spaced(_SAMPLES)
+        feeds = list(ctx.samples.at(positions))
         exact = OrtSession(module, optimise=False, threads=ctx.threads)
-        folds = list(_folds(module, places, feeds, method, ctx))
         return cls(
             budget,
             feeds,
             [exact.run(sample) for sample in feeds],
-            folds,
-            [feeds[position] for position in folds[0].judged[:probes]],
+            list(_folds(module, places, positions, method, probes, ctx)),
             Memory(_store(module, places, (str(budget), method, probes), feeds, ctx)),
         )
 
@@ -124,29 +117,30 @@ class Evidence:
 def _folds(
     module: Module,
     places: Sequence[Place],
-    feeds: Sequence[Feeds],
+    positions: Sequence[int],
     method: Method,
+    probes: int,
     ctx: Context,
 ) -> Iterator[Fold]:
-    positions = range(len(feeds))
-    if ctx.calibration is None or ctx.calibration_samples is not None or len(feeds) < 2:
-        yield Fold(Ranges.of(ctx.calibration, method), positions)
+    every = range(len(positions))
+    if ctx.calibration is None or ctx.calibration_samples is not None or len(positions) < 2:
+        yield Fold(Ranges.of(ctx.calibration, method), every, every[:probes])
         return
-    for judged in (positions[::2], positions[1::2]):
-        others = dataclasses.replace(
-            ctx, calibration=None, calibration_samples=_without(ctx.samples, judged)
-        )
-        yield Fold(Ranges.of(calibrated(module, places, others), method), judged)
+    first, second = every[::2], every[1::2]
+    for judged, probed in ((first, first[:probes]), (second, second[-probes:])):
+        others = _without(ctx.samples, [positions[index] for index in judged])
+        other = dataclasses.replace(ctx, calibration=None, calibration_samples=others)
+        yield Fold(Ranges.of(calibrated(module, places, other), method), judged, probed)
 
 
-def _without(samples: Samples | None, positions: Sequence[int]) -> Samples:
-    """The first samples but for some."""
+def _without(samples: Samples | None, left_out: Sequence[int]) -> Samples:
+    """Samples but for some."""
     assert samples is not None
+    positions = [position for position in samples.spaced(_MOST) if position not in left_out]
 
     def read() -> Iterator[tuple[str, Feeds]]:
-        for position, feeds in enumerate(itertools.islice(samples, _MOST)):
-            if position not in positions:
-                yield f"{samples.source}, sample {position}", feeds
+        for position, feeds in zip(positions, samples.at(positions), strict=True):
+            yield f"{samples.source}, sample {position}", feeds
 
     return dataclasses.replace(samples, read=read)
 

@@ -94,10 +94,13 @@ class Latencies:
 
 def _estimate(alone: Module, schemes: Sequence[Scheme]) -> dict[str, float]:
     node = next(iter(alone.graph))
-    weight, shape = weight_of(node), node.outputs[0].shape
-    assert weight is not None and shape is not None
-    channels = weight.tensor.shape.numpy()[weight.out_axis]
-    products = math.prod(shape.numpy()) * weight.tensor.size / channels
+    # each number that a transposed convolution reads is multiplied, of others each that is written
+    is_spread = node.op_type == "ConvTranspose"
+    value = node.inputs[0] if is_spread else node.outputs[0]
+    weight = weight_of(node)
+    assert weight is not None and value is not None and value.shape is not None
+    channels = weight.tensor.shape.numpy()[weight.in_axis if is_spread else weight.out_axis]
+    products = math.prod(value.shape.numpy()) * weight.tensor.size / channels
     seconds = products / _PER_SECOND
     return {FULL: seconds, **{scheme.name: seconds * scheme.cost for scheme in schemes}}
 

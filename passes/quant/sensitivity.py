@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from aigcc.analysis.damage import Damage
 from aigcc.ir.module import Module
@@ -38,7 +38,7 @@ class Sensitivity:
 
         Its other schemes are taken to cost less in proportion to the noise that they add to the
         node's own output. Ranges are from other samples, if there are several: a node that only
-        does well on what it was calibrated on shows here.
+        does well on what it was calibrated on shows here. The worst sample counts.
 
         Args:
             module: The module; it is not changed.
@@ -47,7 +47,7 @@ class Sensitivity:
             ctx: Told about progress; has the calibration.
         """
         nodes = list(module.graph)
-        range_of = evidence.probed.range_of
+        range_of = evidence.folds[0].ranges.range_of
         noises = [
             {
                 scheme.name: relative_noise(
@@ -62,7 +62,13 @@ class Sensitivity:
             dataclasses.replace(c, schemes=tuple(s for s in c.schemes if s.name == name))
             for c, name in zip(choices, worst, strict=True)
         ]
-        used = _run(module, tried, evidence, ctx)
+        folds = [
+            _run(module, tried, evidence, number, ctx) for number in range(len(evidence.folds))
+        ]
+        used = [
+            {bound: max(row[bound] for row in rows) for bound in rows[0]}
+            for rows in zip(*folds, strict=True)
+        ]
         shares: dict[tuple[int, str], Shares] = {}
         for choice, noise, name, row in zip(choices, noises, worst, used, strict=True):
             for scheme, own in noise.items():
@@ -74,27 +80,32 @@ class Sensitivity:
 
 
 def _run(
-    module: Module, tried: Sequence[Choice], evidence: Evidence, ctx: Context
-) -> Iterator[Shares]:
-    """What each choice alone, in its one scheme, uses up."""
+    module: Module, tried: Sequence[Choice], evidence: Evidence, number: int, ctx: Context
+) -> list[Shares]:
+    """What each choice alone, in its one scheme, uses up with the samples of a fold."""
+    fold = evidence.folds[number]
+    probes = [evidence.feeds[position] for position in fold.probes]
 
     @functools.cache
     def prepared() -> tuple[Switch, list[Outputs]]:
         ctx.progress("preparing the sensitivity of nodes", 0.0)
-        ranges = evidence.probed
+        ranges = fold.ranges
         switch = Switch(module, tried, ranges.range_of, ranges.tuning, ctx.threads)
-        return switch, [switch.run(feeds, ()) for feeds in evidence.probes]
+        return switch, [switch.run(feeds, ()) for feeds in probes]
 
     def measure(choice: tuple[int, str]) -> Shares:
         switch, references = prepared()
         damage = Damage(evidence.budget)
-        for feeds, reference in zip(evidence.probes, references, strict=True):
+        for feeds, reference in zip(probes, references, strict=True):
             damage.add(feeds, reference, switch.run(feeds, {choice}))
         return damage.used()
 
+    found = []
     for done, choice in enumerate(tried):
-        ctx.progress("measuring the sensitivity of nodes", done / len(tried))
+        ctx.progress(f"measuring the sensitivity of nodes, {number + 1}", done / len(tried))
         key = choice.position, choice.schemes[0].name
-        row = evidence.memory.recall(f"{key[0]} {key[1]}", functools.partial(measure, key))
+        name = f"{key[0]} {key[1]} {number}"
+        row = evidence.memory.recall(name, functools.partial(measure, key))
         assert row is not None
-        yield row
+        found.append(row)
+    return found
