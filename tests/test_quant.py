@@ -25,7 +25,7 @@ from aigcc.passes.quant import placement
 from aigcc.passes.quant.probe import Reader, measure
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
-from aigcc.runtime import OrtSession
+from aigcc.runtime import OrtSession, save_optimised
 from aigcc.samples import load_samples
 from aigcc.targets.cpu import Cpu
 from aigcc.targets.mobile import Mobile
@@ -647,6 +647,34 @@ def test_openvino_runs_integer_kernels_of_it(
         assert np.abs(session.run(each)["y"] - wanted).max() < 1e-2 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("scheme", ["w8", "w4"])
+@pytest.mark.parametrize(
+    ("op", "shape", "attributes"),
+    [
+        ("Conv", (8, 40, 3, 3), "pads = [1,1,1,1]"),
+        ("Conv", (24, 3, 4, 4), ""),
+        ("Conv", (8, 160, 3), "group = 2"),
+        ("ConvTranspose", (70, 6, 2, 2), "strides = [2,2]"),
+    ],
+)
+def test_weights_of_a_convolution_become_floats_when_onnxruntime_loads_them(
+    op: str, shape: tuple[int, ...], attributes: str, scheme: str, tmp_path: Path
+) -> None:
+    before, feeds = convolution(op, shape, attributes)
+    after, _ = quantised(before, feeds, Mobile(), scheme=scheme)
+    kept, _ = quantised(before, feeds, Mobile(format="ort"), scheme=scheme)
+    assert "DequantizeLinear" not in ops(after)
+    assert set(ops(kept)) == {op, "DequantizeLinear"}
+    for each in feeds:
+        np.testing.assert_array_equal(run(after, each)["y"], run(kept, each)["y"])
+    verify(after.model)
+    source, optimised = tmp_path / "model.onnx", tmp_path / "optimised.onnx"
+    after.save(source)
+    save_optimised(source, optimised)
+    assert ops(Module.load(optimised)) == [op]
+    assert source.stat().st_size < 0.6 * tmp_path.joinpath("optimised.onnx").stat().st_size
+
+
 # --- embeddings
 
 
@@ -843,6 +871,41 @@ def test_random_graphs_quantise_and_verify(before: Module, options: dict[str, ob
     verify(after.model)
     new, old = run(after, given_feeds), run(before, given_feeds)
     assert {k: v.shape for k, v in new.items()} == {k: v.shape for k, v in old.items()}
+
+
+@st.composite
+def kinds_of_convolution(draw: Callable) -> tuple[str, tuple[int, ...], str]:
+    """An operator, the shape of its weight and its attributes."""
+    op = draw(st.sampled_from(["Conv", "ConvTranspose"]))
+    groups = draw(st.sampled_from([1, 1, 2, 3]) if op == "Conv" else st.just(1))
+    inputs, outputs = draw(st.integers(1, 70)), draw(st.integers(1, 5))
+    kernel = draw(st.lists(st.integers(1, 3), min_size=1, max_size=2))
+    shape = (outputs * groups, inputs) if op == "Conv" else (inputs, outputs)
+    attributes = f"group = {groups}, strides = [{','.join('2' * len(kernel))}]"
+    return op, (*shape, *kernel), attributes
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    kinds_of_convolution(),
+    st.sampled_from(["w8a8", "w8", "w4"]),
+    st.sampled_from([Mobile(), Mobile(format="ort"), Cpu()]),
+    st.sampled_from(["nearest", "mse", "gptq"]),
+)
+def test_convolutions_of_all_kinds_quantise_and_verify(
+    kind: tuple[str, tuple[int, ...], str], scheme: str, target: Mobile | Cpu, weights: str
+) -> None:
+    before, feeds = convolution(*kind)
+    after, _ = quantised(before, feeds, target, scheme=scheme, weights=weights)
+    verify(after.model)
+    widest = before.clone()
+    for value in widest.graph.initializers.values():
+        array = np.abs(value.const_value.numpy())
+        value.const_value = ir.tensor(np.full_like(array, array.max()), name=value.name)
+    for each in feeds:
+        off = np.abs(run(after, each)["y"] - run(before, each)["y"])
+        most = run(widest, {"x": np.abs(each["x"])})["y"]
+        assert off.max() <= (0.2 if scheme == "w4" else 0.02) * most.max()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -58,6 +58,8 @@ class Kernel:
         weight_zero: Whether the DequantizeLinear of its weight names a zero point, though it is 0.
         group_inputs: How many input channels a group of a convolution has at least: with fewer
             the kernel takes longer than the one for floats.
+        folded: Whether the runtime computes DequantizeLinear of a weight in every run, but a Cast
+            and a Mul once, when it loads the program.
         merges: Operators behind it that the runtime merges with Q/DQ around them, and that take
             no grid for each channel then.
     """
@@ -69,6 +71,7 @@ class Kernel:
     zero_point: bool = True
     weight_zero: bool = False
     group_inputs: int = 1
+    folded: bool = False
     merges: Sequence[str] = ()
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from aigcc.analysis.calibration.statistics import Channels
 from aigcc.analysis.equalise import channel_grids
-from aigcc.analysis.grids import Affine, Clip, limits
+from aigcc.analysis.grids import Affine, Clip, Grid, limits
 from aigcc.ir.module import GraphLike
 from aigcc.ir.names import Names
 from aigcc.ir.weights import constant, derive
@@ -223,21 +223,43 @@ class Regions:
     ) -> ir.Value:
         """A term of a weight as its node reads it, divided by the scales of the output's grids."""
         numbers = self._numbers(shared, weight, term)
-        key = ("weight", id(term), kernel.weight_zero)
+        key = ("weight", id(term), kernel.weight_zero, kernel.folded)
         if output is None and key in self._shared:
             return self._shared[key]
         builder = shared if output is None else own
         scale = term.scale if output is None else term.scale / output.scale
-        step = builder.constant(scale.astype(weight.tensor.dtype.numpy()), "scale")
+        scale = scale.astype(weight.tensor.dtype.numpy())
         grid = term.grid
-        zero: list[ir.Value] = []
-        if kernel.weight_zero:
-            zero = [builder.constant(np.zeros(scale.shape, grid.dtype.numpy()), "zero")]
-        value: ir.Value = builder.DequantizeLinear(
-            numbers, step, *zero, axis=grid.axis, block_size=grid.block
-        )
+        if kernel.folded:
+            value = self._folded(builder, numbers, scale, weight, grid)
+        else:
+            zero: list[ir.Value] = []
+            if kernel.weight_zero:
+                zero = [builder.constant(np.zeros(scale.shape, grid.dtype.numpy()), "zero")]
+            step = builder.constant(scale, "scale")
+            value = builder.DequantizeLinear(
+                numbers, step, *zero, axis=grid.axis, block_size=grid.block
+            )
         if output is None:
             self._shared[key] = value
+        return value
+
+    def _folded(
+        self, builder: Builder, numbers: ir.Value, scale: Array, weight: Weight, grid: Grid
+    ) -> ir.Value:
+        """What DequantizeLinear gives, by operators that are folded wherever they are constant."""
+        shape, axis = weight.tensor.shape.numpy(), grid.axis
+        if grid.block is None:
+            shaped = scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+            step = builder.constant(shaped, "scale")
+        else:
+            key = ("blocks", shape[axis], grid.block)
+            if key not in self._shared:
+                blocks = np.arange(shape[axis]) // grid.block
+                self._shared[key] = builder.constant(blocks, "blocks")
+            step = builder.Gather(builder.constant(scale, "scale"), self._shared[key], axis=axis)
+        floats = builder.Cast(numbers, to=int(weight.tensor.dtype))
+        value: ir.Value = builder.Mul(floats, step)
         return value
 
     def _numbers(self, builder: Builder, weight: Weight, term: Term) -> ir.Value:

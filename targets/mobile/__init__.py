@@ -77,6 +77,18 @@ class Mobile(Target):
     )
 
     @property
+    def can(self) -> Capabilities:
+        """The table; what is folded when a model is loaded would be folded in a .ort file."""
+        table = super().can
+        if self.format == "onnx":
+            return table
+        schemes = {
+            name: {**row, "ops": {op: {**k, "folded": False} for op, k in row["ops"].items()}}
+            for name, row in table.facts["quantize"].items()
+        }
+        return dataclasses.replace(table, facts={**table.facts, "quantize": schemes})
+
+    @property
     def tolerance(self) -> float:
         """Rounded weights may cost more than a rewrite."""
         return 1e-4 if self.weights == "fp32" else 2e-2
