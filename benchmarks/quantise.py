@@ -34,7 +34,7 @@ from aigcc.runtime import OrtSession
 from aigcc.target import Session
 
 CACHE = Path(".cache")
-TOGETHER = 4  # programs that are timed in turn with ONNX Runtime on the original
+TOGETHER = 6  # programs that are timed in turn with ONNX Runtime on the original
 
 
 @dataclasses.dataclass

@@ -37,6 +37,8 @@ class Tool:
             an empty one; rows with the same command share one program. Empty: the model itself.
         target: The aigcc target whose artifact the folder is, if it is one.
         hint: OpenVINO's INFERENCE_PRECISION_HINT, if OpenVINO runs the program.
+        is_static: Whether OpenVINO compiles for the shapes of the samples alone, as aigcc's target
+            does, and not for all that the model takes.
         quality_only: Whether the program says nothing about latency and size.
     """
 
@@ -44,6 +46,7 @@ class Tool:
     command: tuple[str, ...] = ()
     target: str = ""
     hint: str = ""
+    is_static: bool = False
     quality_only: bool = False
 
     def open(self, folder: Path) -> Session:
@@ -59,7 +62,7 @@ class Tool:
             return session
         if self.hint:
             properties = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
-            return OpenVinoSession(folder / NETWORK, properties)
+            return OpenVinoSession(folder / NETWORK, properties, specialise=self.is_static)
         return OrtSession(folder / MODEL)
 
     def size(self, folder: Path) -> int:
@@ -120,10 +123,12 @@ def _openvino(model: Model, prepared: Prepared, cache: Path) -> Iterator[Tool]:
     converted = command("run_openvino.py", prepared.path)
     yield Tool("OpenVINO fp32", converted, hint="f32")
     yield Tool("OpenVINO bf16 hint", converted, hint="bf16")
+    yield Tool("OpenVINO bf16 hint, static shapes", converted, hint="bf16", is_static=True)
     kind = "transformer" if model.is_transformer else "plain"
     quantised = command("run_nncf.py", kind, prepared.path, prepared.calibration)
     yield Tool("NNCF int8, rest fp32", quantised, hint="f32")
     yield Tool("NNCF int8, rest bf16", quantised, hint="bf16")
+    yield Tool("NNCF int8, rest bf16, static shapes", quantised, hint="bf16", is_static=True)
 
 
 def _aigcc(

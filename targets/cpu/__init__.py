@@ -37,7 +37,8 @@ class Cpu(Target):
     Each node runs in the types that the module gives it: bfloat16 between Casts, and int8 where
     QuantizeLinear and DequantizeLinear surround it. With `precision=bf16` what is float32 there
     runs in bfloat16, but for sines and what they are taken of. The kernels that this machine chose
-    are read back; a CPU without bfloat16 or int8 instructions takes others.
+    are read back; a CPU without bfloat16 or int8 instructions takes others. Shapes stay dynamic in
+    the artifact; a session compiles for those that come first, until there are others.
     """
 
     name: ClassVar[str] = "cpu"

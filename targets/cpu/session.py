@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,38 @@ _OWN_TYPES: dict[str, Any] = {
 
 
 class OpenVinoSession:
-    """A compiled model, ready to run.
+    """A model for OpenVINO, ready to run.
+
+    Where shapes are dynamic, the first run compiles a program for the shapes of its inputs: looking
+    at the shapes of all nodes in each run takes OpenVINO time. When other shapes come, a program
+    for all shapes takes its place.
 
     Args:
-        path: A model.xml.
+        path: A model.xml, or a .onnx file.
         properties: OpenVINO's properties, such as INFERENCE_PRECISION_HINT.
+        specialise: Whether the first shapes get a program of their own.
 
     Raises:
         CompileError: OpenVINO refuses the model.
     """
 
-    def __init__(self, path: Path, properties: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, properties: Mapping[str, Any], *, specialise: bool = True
+    ) -> None:
         import openvino
 
-        self._where = str(path)
-        try:
-            self.compiled = openvino.Core().compile_model(path, "CPU", dict(properties))
-        except RuntimeError as error:
-            raise CompileError(f"OpenVINO: {explain(error)}", at=self._where) from None
-        # an input that a no-op reads has its names, too
-        self._inputs = {name: port for port in self.compiled.inputs for name in port.get_names()}
-        self._outputs = [port.get_any_name() for port in self.compiled.outputs]
-        self._request = self.compiled.create_infer_request()
+        self._where, self._properties = str(path), dict(properties)
+        self._core = openvino.Core()
+        with self._explained():
+            model = self._core.read_model(path)
+            self._names = [port.get_any_name() for port in model.inputs]
+            self._types = [port.get_element_type() for port in model.inputs]
+            self._inputs = {name: i for i, port in enumerate(model.inputs) for name in port.names}
+            self._outputs = [port.get_any_name() for port in model.outputs]
+            self._shapes: list[tuple[int, ...]] = []
+            self._model = model if specialise and model.is_dynamic() else None
+            if self._model is None:
+                self._compile(model)
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """All outputs for one set of inputs.
@@ -58,24 +69,46 @@ class OpenVinoSession:
                     hint=did_you_mean(name, self._inputs),
                 )
         tensors = {self._inputs[name]: self._tensor(name, array) for name, array in feeds.items()}
-        missing = [port.get_any_name() for port in self.compiled.inputs if port not in tensors]
+        missing = [name for index, name in enumerate(self._names) if index not in tensors]
         if missing:
             raise CompileError(
                 f"no value for the input {', '.join(map(repr, missing))}", at=self._where
             )
-        try:
+        with self._explained():
+            self._fit([tuple(tensors[index].shape) for index in range(len(self._names))])
             self._request.infer(tensors)
-        except RuntimeError as error:
-            raise CompileError(f"OpenVINO: {explain(error)}", at=self._where) from None
         return {
             name: _array(self._request.get_output_tensor(index))
             for index, name in enumerate(self._outputs)
         }
 
+    def _fit(self, shapes: list[tuple[int, ...]]) -> None:
+        """Have a program for some shapes."""
+        model = self._model
+        if model is None or shapes == self._shapes:
+            return
+        self.compiled = self._request = None  # its weights go before the others come
+        if not self._shapes:
+            special = model.clone()
+            try:
+                special.reshape({index: list(shape) for index, shape in enumerate(shapes)})
+            except RuntimeError:
+                pass  # the program for all shapes says what does not fit
+            else:
+                self._compile(special)
+                self._shapes = shapes
+                return
+        self._compile(model)
+        self._model = None
+
+    def _compile(self, model: Any) -> None:
+        self.compiled: Any = self._core.compile_model(model, "CPU", self._properties)
+        self._request: Any = self.compiled.create_infer_request()
+
     def _tensor(self, name: str, array: np.ndarray) -> Any:
         import openvino
 
-        kind = self._inputs[name].get_element_type()
+        kind = self._types[self._inputs[name]]
         tensor = openvino.Tensor(kind, openvino.Shape(array.shape))
         if tensor.data.shape != array.shape or tensor.data.itemsize != array.itemsize:
             raise CompileError(
@@ -83,6 +116,14 @@ class OpenVinoSession:
             )
         tensor.data[...] = np.ascontiguousarray(array).reshape(array.shape).view(tensor.data.dtype)
         return tensor
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """OpenVINO's errors as CompileErrors."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise CompileError(f"OpenVINO: {explain(error)}", at=self._where) from None
 
 
 def explain(error: RuntimeError) -> str:

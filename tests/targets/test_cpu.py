@@ -146,6 +146,29 @@ def test_an_artifact_runs_in_any_shape(tmp_path: Path) -> None:
 
 
 @needs_library
+def test_the_first_shapes_have_a_program_of_their_own_until_others_come(tmp_path: Path) -> None:
+    made = perceptron()
+    build(made, tmp_path)
+    session, reference = Cpu().session(tmp_path, MODEL), OrtSession(made)
+    dynamic = []
+    for shape in ((2, 5, 64), (2, 5, 64), (1, 7, 64), (3, 1, 64), (2, 5, 64)):
+        feeds = {"x": rng(1).standard_normal(shape, np.float32)}
+        assert relative_error(session.run(feeds)["y"], reference.run(feeds)["y"]) < 1e-5
+        dynamic.append(session.compiled.inputs[0].get_partial_shape().is_dynamic)
+    assert dynamic == [False, False, True, True, True]
+
+
+@needs_library
+def test_a_shape_that_does_not_fit_is_refused_and_the_next_one_runs(tmp_path: Path) -> None:
+    build(perceptron(), tmp_path)
+    session = Cpu().session(tmp_path, MODEL)
+    for _ in range(2):
+        with pytest.raises(CompileError, match="OpenVINO: "):
+            session.run({"x": np.zeros((2, 5, 63), np.float32)})
+    assert session.run({"x": np.zeros((2, 5, 64), np.float32)})["y"].shape == (2, 5, 64)
+
+
+@needs_library
 def test_weights_stay_float32_in_the_file(tmp_path: Path) -> None:
     build(perceptron(), tmp_path)
     assert (tmp_path / WEIGHTS).stat().st_size >= 4 * (2 * 4096 + 64)
