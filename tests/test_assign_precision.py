@@ -169,6 +169,15 @@ def test_a_memory_that_is_no_json_is_filled_anew(tmp_path):
         assert Memory(store).recall("key", lambda: None) == {"seconds": 1.0}
 
 
+def test_two_processes_keep_each_others_measurements(tmp_path):
+    store = tmp_path / "memory.json"
+    one, other = Memory(store), Memory(store)
+    one.recall("a", lambda: {"seconds": 1.0})
+    other.recall("b", lambda: {"seconds": 2.0})
+    assert Memory(store).recall("a", lambda: None) == {"seconds": 1.0}
+    assert Memory(store).recall("b", lambda: None) == {"seconds": 2.0}
+
+
 def gathered(net, ctx):
     places = [
         Place(net.graph, node, weight_of(node), schemes(ctx.target)["w8a8"]) for node in net.graph

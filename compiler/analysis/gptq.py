@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from scipy.linalg import lapack
 
 from aigcc.analysis.grids import nearest
 
@@ -83,6 +82,8 @@ def _factor(moment: Array, damping: float) -> Array | None:
     With `H` turned by 180 degrees, `H = R R^T` for an upper `R`, so that the inverse is
     `(R^-1)^T (R^-1)`: one factorisation and one triangular inverse.
     """
+    from scipy.linalg import lapack  # a third of a second, which no other command has to wait
+
     if not len(moment):
         return np.empty((0, 0), np.float32)
     mean = float(np.diagonal(moment).mean())

@@ -25,13 +25,7 @@ class Memory:
     _known: dict[str, Row] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.store is not None and self.store.is_file():
-            try:
-                known = json.loads(self.store.read_text("utf-8"))
-            except ValueError:
-                known = None
-            is_ours = isinstance(known, dict) and all(isinstance(r, dict) for r in known.values())
-            self._known = known if is_ours else {}  # what another program left is measured anew
+        self._known = self._stored()
 
     def recall(self, key: str, measure: Callable[[], Row | None]) -> Row | None:
         """The row of a key: as it was measured once, or as it is measured now; None is not kept."""
@@ -39,9 +33,19 @@ class Memory:
             row = measure()
             if row is None:
                 return None
-            self._known[key] = row
+            # another process may have measured meanwhile
+            self._known = {**self._stored(), **self._known, key: row}
             if self.store is not None:
                 self.store.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(self.store) as (file,):
                     file.write(json.dumps(self._known, indent=0).encode())
         return self._known[key]
+
+    def _stored(self) -> dict[str, Row]:
+        """What is in the file; nothing of what another program left there."""
+        try:
+            known = json.loads(self.store.read_text("utf-8")) if self.store is not None else {}
+        except (OSError, ValueError):
+            return {}
+        is_ours = isinstance(known, dict) and all(isinstance(r, dict) for r in known.values())
+        return known if is_ours else {}
