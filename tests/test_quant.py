@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aigcc.analysis.gptq import Gptq, output_error
-from aigcc.analysis.grids import Grid
+from aigcc.analysis.grids import Grid, limits
 from aigcc.errors import CompileError, PipelineError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
@@ -645,6 +645,30 @@ def test_openvino_runs_integer_kernels_of_it(
     for each in feeds:
         wanted = run(after, each)["y"]
         assert np.abs(session.run(each)["y"] - wanted).max() < 1e-2 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("target", [None, Mobile()])
+@pytest.mark.parametrize("op", ["MatMul", "Conv <pads = [1,1]>"])
+def test_the_largest_numbers_of_float16_stay_finite(op: str, target: Mobile | None) -> None:
+    shape = (4, 4) if op == "MatMul" else (4, 4, 3)
+    weight = (np.arange(np.prod(shape)) % 13 == 0).astype(int)
+    before = Module.parse(f"""<ir_version: 10, opset_import: ["" : 21]>
+    g (float16[1,4,4] x) => (float16[1,4,4] y)
+    <float16[{",".join(map(str, shape))}] w = {{{",".join(map(str, weight))}}}>
+    {{ y = {op} (x, w) }}""")
+    infer_shapes(before.model)
+    for seed in range(20):
+        x = RANDOM(seed).uniform(-65504, 65504, (1, 4, 4)).astype(np.float16)
+        x.flat[0], x.flat[1] = 65504, -65504 * RANDOM(seed).random()
+        after, _ = quantised(before, [{"x": x}], target, calibration="minmax")
+        assert all(np.isfinite(array).all() for array in run(after, {"x": x}).values())
+        for node in after.graph:
+            if node.op_type == "QuantizeLinear":
+                _, scale, zero = (value and value.const_value for value in node.inputs)
+                low, high = limits(zero.dtype)
+                zeros = zero.numpy().astype(float)
+                reach = max(high - zeros.min(), zeros.max() - low)
+                assert np.isfinite(np.float16(reach * np.float32(scale.numpy().max())))
 
 
 @pytest.mark.parametrize("scheme", ["w8", "w4"])

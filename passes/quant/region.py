@@ -28,6 +28,7 @@ MIGRATED = "aigcc.migrated"
 """Marks the Mul that divides an activation by the scales of its channels."""
 
 _LARGEST_BIAS = 1 << 30
+_LARGEST_HALF = 65504 * (1 - 2**-7)  # a step of 8 bits below what float16 ends with
 _SIGNED = {ir.DataType.UINT8: ir.DataType.INT8}
 
 
@@ -175,7 +176,7 @@ class Regions:
                 if total is None:
                     is_whole = kernel.bias == "int32" and scheme.block is None
                     unit = terms[0].scale * step if is_whole and step is not None else None
-                    rest = _bias(own, rest, unit, output)
+                    rest = _bias(own, rest, unit, output, weight.tensor.dtype.numpy())
                 product = own.node(node.op_type, [x, w, *rest], _attributes(node))
                 total = product if total is None else own.Add(total, product)
         assert total is not None
@@ -208,7 +209,8 @@ class Regions:
         if bias is not None and constant(bias) is None:
             return None
         # the range of a channel is narrow enough as it is: clipping it costs more than it gains
-        scale, zero = channel_grids(*channels.reach, scheme.activation, scheme.symmetric)
+        low, high = _finite(*channels.reach, value.dtype)
+        scale, zero = channel_grids(low, high, scheme.activation, scheme.symmetric)
         lowest, highest = limits(scheme.activation)
         return _Output(scale, zero, 0 if scheme.symmetric else int(lowest + highest + 1) // 2)
 
@@ -387,7 +389,7 @@ class Regions:
 
     def _grid(self, data: ir.Value, scheme: Scheme, kernel: Kernel) -> Affine:
         assert scheme.activation is not None
-        low, high = self.range_of(data, scheme)
+        low, high = _finite(*self.range_of(data, scheme), data.dtype)
         outliers = self.tuning.outliers.get(data.name or "")
         if outliers is not None:
             channels = self.tuning.channels[data.name or ""]
@@ -415,8 +417,19 @@ class Regions:
         return self._terms[key]
 
 
+def _finite(low: Any, high: Any, dtype: ir.DataType | None) -> tuple[Any, Any]:
+    """A range in which no number becomes infinite when it is rounded up."""
+    if dtype != ir.DataType.FLOAT16:
+        return low, high
+    return np.maximum(low, -_LARGEST_HALF), np.minimum(high, _LARGEST_HALF)
+
+
 def _bias(
-    builder: Builder, rest: list[ir.Value | None], unit: Array | None, output: _Output | None
+    builder: Builder,
+    rest: list[ir.Value | None],
+    unit: Array | None,
+    output: _Output | None,
+    dtype: Any,
 ) -> list[ir.Value | None]:
     """The inputs behind the weight: a bias in int32, in units of the product where that is wanted.
 
@@ -433,11 +446,12 @@ def _bias(
     if output is not None:
         array = array + output.offset
     if unit is None:
-        return rest if output is None else [builder.constant(array / output.scale, "bias")]
+        if output is None:
+            return rest
+        return [builder.constant((array / output.scale).astype(dtype), "bias")]
     array, divisor = np.broadcast_arrays(array, unit)
     whole = np.iinfo(np.int32)
     numbers = np.clip(np.rint(array.astype(np.float64) / divisor), whole.min, whole.max)
-    dtype = np.float32 if tensor is None else tensor.dtype.numpy()
     step = unit if output is None else unit / output.scale
     value: ir.Value = builder.DequantizeLinear(
         builder.constant(numbers.astype(np.int32), "bias"),
