@@ -6,9 +6,10 @@ Each tool runs as a process of its own and gets the same four calibration sample
 venvs that the script makes in .cache. Then the programs run in one process, a few at a time in turn
 with ONNX Runtime on the model as it was exported, which latencies are ratios to, and their outputs
 on other samples are compared with the original's in ONNX Runtime without any optimisation. SQNR is
-of the worst sample. aigcc starts without any measurement that it remembers. Needs
-`pip install aigcc[models,cpu]`, and for trained models and real data
-`python -m aigcc.models.fetch`. Prints a table for each model.
+of the worst sample. OpenVINO's and NNCF's programs are compiled as they come, for all shapes that
+they take, and in rows of their own for those of the samples, as aigcc's are. aigcc starts without
+any measurement that it remembers. Needs `pip install aigcc[models,cpu]`, and for trained models and
+real data `python -m aigcc.models.fetch`. Prints a table for each model.
 """
 
 from __future__ import annotations
