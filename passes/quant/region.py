@@ -251,6 +251,7 @@ class Regions:
     ) -> ir.Value:
         """What DequantizeLinear gives, by operators that are folded wherever they are constant."""
         shape, axis = weight.tensor.shape.numpy(), grid.axis
+        assert axis is not None
         if grid.block is None:
             shaped = scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
             step = builder.constant(shaped, "scale")

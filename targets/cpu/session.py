@@ -51,6 +51,8 @@ class OpenVinoSession:
             self._inputs = {name: i for i, port in enumerate(model.inputs) for name in port.names}
             self._outputs = [port.get_any_name() for port in model.outputs]
             self._shapes: list[tuple[int, ...]] = []
+            self.compiled: Any = None
+            self._request: Any = None
             self._model = model if specialise and model.is_dynamic() else None
             if self._model is None:
                 self._compile(model)
@@ -102,8 +104,8 @@ class OpenVinoSession:
         self._model = None
 
     def _compile(self, model: Any) -> None:
-        self.compiled: Any = self._core.compile_model(model, "CPU", self._properties)
-        self._request: Any = self.compiled.create_infer_request()
+        self.compiled = self._core.compile_model(model, "CPU", self._properties)
+        self._request = self.compiled.create_infer_request()
 
     def _tensor(self, name: str, array: np.ndarray) -> Any:
         import openvino
