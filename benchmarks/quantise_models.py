@@ -260,7 +260,7 @@ MODELS = {
     "vae": Model(
         f"{_ZOO}.vae:full",
         lambda: _latents(32),
-        mobile=("sqnr>=27.5",),
+        mobile=("sqnr>=28",),
         cpu=("sqnr>=21", "sqnr>=17"),
     ),
     "unet_medium": Model(

@@ -16,6 +16,7 @@ from aigcc.ir.module import Module
 from aigcc.passes.assign_precision import AssignPrecision
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import trial
+from aigcc.passes.quant.candidates import candidates
 from aigcc.passes.quant.choose import Bounds, Option, choose
 from aigcc.passes.quant.evidence import Evidence
 from aigcc.passes.quant.latency import Latencies
@@ -236,6 +237,19 @@ def test_samples_to_judge_by_are_spread_over_all(net, count, judged, probed):
     ]
     assert chosen == judged
     assert [chosen[place] for fold in evidence.folds for place in fold.probes] == probed
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_a_scheme_that_computes_in_floats_is_a_choice_only_for_its_size(by_size):
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+        net (float[1,32,16,16] x) => (float[1,32,16,16] y) <float[32,32,1,1] w = {NUMBERS}>
+        { y = Conv (x, w) }"""
+    module = Module.parse(text.replace("NUMBERS", ",".join("1" * 1024)))
+    ctx = Context(target=make_target("mobile"), samples=load_samples(None, module))
+    choices, _ = candidates(module, ctx, by_size=by_size)
+    names = {scheme.name for choice in choices for scheme in choice.schemes}
+    assert (names >= {"w8", "w4"}) == by_size
+    assert by_size or not names & {"w8", "w4"}
 
 
 def test_a_budget_that_cannot_be_kept_says_by_how_much_it_was_missed(net):

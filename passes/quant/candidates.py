@@ -10,7 +10,7 @@ from aigcc.cache import cache_folder
 from aigcc.ir.module import Module
 from aigcc.passes.quant.latency import Latencies
 from aigcc.passes.quant.memory import Memory
-from aigcc.passes.quant.placement import schemes, weight_of
+from aigcc.passes.quant.placement import Scheme, schemes, weight_of
 from aigcc.passes.quant.quantise import FULL
 from aigcc.passes.quant.switch import Choice
 from aigcc.pipeline.context import Context
@@ -39,7 +39,7 @@ def candidates(
     found: list[tuple[ir.Node, Choice, Mapping[str, float]]] = []
     for position, (node, sized) in enumerate(zip(module.graph, fixed.graph, strict=True)):
         weight = weight_of(node)
-        fitting = [scheme for scheme in known if node.op_type in scheme.kernels]
+        fitting = [scheme for scheme in known if _is_fitting(scheme, node, by_size)]
         if weight is None or not fitting:
             continue
         ctx.progress(f"timing {node.name}", position / len(module.graph))
@@ -59,6 +59,12 @@ def candidates(
         total = sum(measured[FULL] for _, _, measured in found)
         found = [entry for entry in found if _is_worth(*entry, total, ctx)]
     return [choice for _, choice, _ in found], [measured for _, _, measured in found]
+
+
+def _is_fitting(scheme: Scheme, node: ir.Node, by_size: bool) -> bool:
+    """Whether a scheme has a kernel for a node; one of floats does not make it faster."""
+    kernel = scheme.kernels.get(node.op_type)
+    return kernel is not None and (by_size or not kernel.folded)
 
 
 def _is_worth(
