@@ -3,13 +3,13 @@
     python benchmarks/quantise.py [--models gpt2,vae,...] [--tools aigcc] [--rounds 1] [--reuse]
 
 Each tool runs as a process of its own and gets the same four calibration samples; the peers live in
-venvs that the script makes in .cache. Then the programs run in one process, a few at a time in turn
-with ONNX Runtime on the model as it was exported, which latencies are ratios to, and their outputs
-on other samples are compared with the original's in ONNX Runtime without any optimisation. SQNR is
-of the worst sample. OpenVINO's and NNCF's programs are compiled as they come, for all shapes that
-they take, and in rows of their own for those of the samples, as aigcc's are. aigcc starts without
-any measurement that it remembers. Needs `pip install aigcc[models,cpu]`, and for trained models and
-real data `python -m aigcc.models.fetch`. Prints a table for each model.
+venvs that the script makes in .cache. Then the programs run in one process, a few of one runtime at
+a time in turn with ONNX Runtime on the model as it was exported, which latencies are ratios to, and
+their outputs on other samples are compared with the original's in ONNX Runtime without any
+optimisation. SQNR is of the worst sample. OpenVINO's and NNCF's programs are compiled as they come,
+for all shapes that they take, and in rows of their own for those of the samples, as aigcc's are.
+aigcc starts without any measurement that it remembers. Needs `pip install aigcc[models,cpu]`, and
+for trained models and real data `python -m aigcc.models.fetch`. Prints a table for each model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from process import Finished, run
@@ -161,7 +161,7 @@ def _failure(output: str) -> str:
 
 
 def _measure(model: Model, prepared: Prepared, rows: list[Row], seconds: float) -> None:
-    """Fill in what the programs do, a few at a time: all of them would not fit into memory."""
+    """Fill in what the programs do."""
     feeds = prepared.feeds()
     judge = Judge(model, feeds, OrtSession(prepared.path, optimise=False))
     original, *others = rows
@@ -169,8 +169,7 @@ def _measure(model: Model, prepared: Prepared, rows: list[Row], seconds: float) 
     original.size = prepared.path.stat().st_size
     judge.look(original, first)
     built = [row for row in others if not row.note]
-    for start in range(0, len(built), TOGETHER):
-        group = built[start : start + TOGETHER]
+    for group in _groups(built):
         sessions = {original.tool.name: first}
         for row in group:
             session = _open(row, judge)
@@ -180,6 +179,14 @@ def _measure(model: Model, prepared: Prepared, rows: list[Row], seconds: float) 
         timings = interleave(calls, seconds=seconds * len(group) / len(built))
         for row in (original, *group):
             row.timing = timings.get(row.tool.name)
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """A few programs at a time: all of them would not fit into memory."""
+    for runtime in ("onnxruntime", "openvino"):
+        alike = [row for row in rows if row.tool.runtime == runtime]
+        for start in range(0, len(alike), TOGETHER):
+            yield alike[start : start + TOGETHER]
 
 
 def _open(row: Row, judge: Judge) -> Session | None:

@@ -49,6 +49,11 @@ class Tool:
     is_static: bool = False
     quality_only: bool = False
 
+    @property
+    def runtime(self) -> str:
+        """What runs the program: programs of one runtime disturb each other least."""
+        return "openvino" if self.hint or self.target.startswith("cpu") else "onnxruntime"
+
     def open(self, folder: Path) -> Session:
         """The program in `folder`, ready to run.
 
