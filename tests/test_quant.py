@@ -647,6 +647,23 @@ def test_openvino_runs_integer_kernels_of_it(
         assert np.abs(session.run(each)["y"] - wanted).max() < 1e-2 * np.abs(wanted).max()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+@pytest.mark.parametrize("op", ["Conv", "MatMul"])
+def test_openvino_runs_integer_kernels_without_zero_points(op: str, tmp_path: Path) -> None:
+    import openvino
+
+    if "INT8" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no instructions for int8")
+    before, feeds = convolution("Conv", (16, 8, 3, 3), "") if op == "Conv" else product()
+    next(node for node in before.graph if node.op_type == op).name = "product"
+    after, _ = quantised(before, feeds, Cpu(), scheme="w8a8-symmetric", calibration="minmax")
+    (grid,) = (node for node in after.graph if node.op_type == "QuantizeLinear")
+    zero = grid.inputs[2].const_value
+    assert (zero.dtype, zero.numpy()) == (ir.DataType.INT8, 0)
+    assert error(before, after, feeds) < 1e-3
+    assert Cpu().lower(after, tmp_path, Context()).precision["product"] == "int8"
+
+
 @pytest.mark.parametrize("target", [None, Mobile()])
 @pytest.mark.parametrize("op", ["MatMul", "Conv <pads = [1,1]>"])
 def test_the_largest_numbers_of_float16_stay_finite(op: str, target: Mobile | None) -> None:

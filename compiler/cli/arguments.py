@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from aigcc.errors import CompileError
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -68,3 +70,13 @@ def dump_folder(given: str, out: Path) -> Path:
         return Path(given)
     place = out.resolve()
     return place.with_name(f"{place.stem if place.suffix.startswith('.onnx') else place.name}-ir")
+
+
+def check_folder(file: Path | None) -> None:
+    """Do nothing if a file can be written where it shall be; None is no file.
+
+    Raises:
+        CompileError: its folder is missing.
+    """
+    if file is not None and not file.absolute().parent.is_dir():
+        raise CompileError("the folder is missing", at=str(file), hint="make it first")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aigcc.cli.arguments import DataRoots, Json, Model, SamplesOption
+from aigcc.cli.arguments import DataRoots, Json, Model, SamplesOption, check_folder
 from aigcc.cli.render import as_json, line, progress, table
 from aigcc.errors import CompileError
 from aigcc.figures import number
@@ -80,8 +80,7 @@ def calibrate(
     from aigcc.driver import load
     from aigcc.samples import load_samples
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise CompileError("the folder is missing", at=str(out), hint="make it first")
+    check_folder(out)
     buckets = None if by is None else _buckets(by)
     with progress(quiet=json) as report:
         module = load(model, roots=data_root or ())

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aigcc.cli.arguments import DataRoots, Json, Model, SamplesOption, Threads
+from aigcc.cli.arguments import DataRoots, Json, Model, SamplesOption, Threads, check_folder
 from aigcc.cli.render import as_json, line, progress, table
-from aigcc.errors import CompileError
 from aigcc.figures import amount, number
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ def sensitivity(
     from aigcc.sensitivity import measure_curve
     from aigcc.targets import make_target
 
-    if html is not None and not html.absolute().parent.is_dir():
-        raise CompileError("the folder is missing", at=str(html), hint="make it first")
+    check_folder(html)
     with progress(quiet=json) as report:
         device = None if target is None else make_target(target)
         module = load(model, roots=data_root or ())

@@ -126,17 +126,18 @@ def _folds(
     if ctx.calibration is None or ctx.calibration_samples is not None or len(positions) < 2:
         yield Fold(Ranges.of(ctx.calibration, method), every, every[:probes])
         return
+    assert ctx.samples is not None
+    pool = ctx.samples.spaced(_MOST)
     first, second = every[::2], every[1::2]
     for judged, probed in ((first, first[:probes]), (second, second[-probes:])):
-        others = _without(ctx.samples, [positions[index] for index in judged])
+        left_out = {positions[index] for index in judged}
+        others = _only(ctx.samples, [place for place in pool if place not in left_out])
         other = dataclasses.replace(ctx, calibration=None, calibration_samples=others)
         yield Fold(Ranges.of(calibrated(module, places, other), method), judged, probed)
 
 
-def _without(samples: Samples | None, left_out: Sequence[int]) -> Samples:
-    """Samples but for some."""
-    assert samples is not None
-    positions = [position for position in samples.spaced(_MOST) if position not in left_out]
+def _only(samples: Samples, positions: Sequence[int]) -> Samples:
+    """The samples at some positions."""
 
     def read() -> Iterator[tuple[str, Feeds]]:
         for position, feeds in zip(positions, samples.at(positions), strict=True):

@@ -18,6 +18,8 @@ from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.quant.placement import schemes
 from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import PassManager
+from aigcc.pipeline.text import parse
 from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
 from aigcc.target import Lowered
@@ -106,6 +108,20 @@ def test_blocks_must_divide_their_axis() -> None:
 }"""
     made = module(text.replace("WEIGHTS", "1," * 191 + "1").replace("SCALES", "1," * 7 + "1"))
     assert "blocks: " in "".join(f"{p.node}: {p.message}" for p in Cpu().check(made))
+
+
+def test_group_norms_are_spelt_out() -> None:
+    before = module("""g (float[n,8,h,w] x) => (float[n,8,h,w] y)
+<float[8] s = {1,2,3,4,5,6,7,8}, float[8] b = {8,7,6,5,4,3,2,1}>
+{ y = GroupNormalization <num_groups = 2> (x, s, b) }""")
+    after = before.clone()
+    PassManager(parse(Cpu().pipeline())).run(after, Context(target=Cpu()))
+    kinds = {node.op_type for node in after.graph}
+    assert "InstanceNormalization" in kinds
+    assert "GroupNormalization" not in kinds
+    feeds = {"x": rng(0).standard_normal((2, 8, 3, 5), np.float32)}
+    wanted = OrtSession(before).run(feeds)["y"]
+    assert relative_error(OrtSession(after).run(feeds)["y"], wanted) < 1e-5
 
 
 def test_openvino_never_chooses_types_by_itself() -> None:
