@@ -29,6 +29,7 @@ from aigcc.pipeline.rules import Builder, remove_dead
 LARGE = 1 << 16
 
 _KEPT = frozenset({"Constant", "QuantizeLinear", "DequantizeLinear"})
+_NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8})
 _GROWING = frozenset({"Expand", "ConstantOfShape", "Tile", "Range", "Resize", "Upsample", "OneHot"})
 
 
@@ -40,7 +41,8 @@ class FoldConstants(Pass):
     t = Transpose <perm = [1, 0]> (w); y = MatMul (x, t)      →      y = MatMul (x, t)
     ```
     A result larger than `limit` bytes is folded only when it is no larger than the constants that
-    it comes from. Q/DQ pairs carry a precision decision and stay.
+    it comes from. Q/DQ pairs carry a precision decision and stay, and so does the Cast of a weight
+    of integers, with what its scales go through before they multiply it.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -128,12 +130,31 @@ def _may_fold(node: ir.Node) -> bool:
         return False
     if not node.inputs or any(value.is_graph_output() for value in node.outputs):
         return False
+    if _widens(node) or _scales(node):
+        return False
     kinds = {attribute.type for attribute in node.attributes.values()}
     if kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
         return False
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return False
     return all(value is None or constant(value) is not None for value in node.inputs)
+
+
+def _widens(node: ir.Node | None) -> bool:
+    """Whether a node makes floats of a weight that is stored in integers of 8 bits or fewer."""
+    if node is None or node.op_type != "Cast":
+        return False
+    stored = constant(node.inputs[0])
+    return stored is not None and len(stored.shape) > 1 and stored.dtype in _NARROW
+
+
+def _scales(node: ir.Node) -> bool:
+    """Whether all that a node makes are scales of such weights."""
+    users = [user for output in node.outputs for user, _ in output.uses()]
+    return bool(users) and all(
+        user.op_type == "Mul" and any(value and _widens(value.producer()) for value in user.inputs)
+        for user in users
+    )
 
 
 def _bytes(value: ir.Value | None) -> int:
