@@ -213,6 +213,7 @@ def build(
     manager = PassManager(pipeline, observers=observers, check=verify != "off")
     out = Path(out)
     check_free(out, overwrite=overwrite)
+    target.check_tools()
     progress("reading the model", 0.0)
     original = load(source, inputs, dynamic_shapes, roots=roots)
     feeds = samples if isinstance(samples, Samples) else load_samples(samples, original)

@@ -145,6 +145,14 @@ class Target(ABC):
     def requirements(self) -> list[Requirement]:
         """What lowering and running need on this machine. Cheap: nothing is loaded or built."""
 
+    def check_tools(self) -> None:
+        """Refuse what cannot be lowered on this machine at all; asked before any pass runs.
+
+        Raises:
+            TargetError: a library or a tool is missing, or an option asks for what there is not.
+        """
+        return
+
     def prepare(self, module: Module, ctx: Context) -> Module:
         """What the passes get: the module, or a copy whose inputs the device can take.
 

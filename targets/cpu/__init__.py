@@ -90,6 +90,11 @@ class Cpu(Target):
             return [Requirement("openvino", False, "not installed: nothing can be built", INSTALL)]
         return [Requirement("openvino", True, importlib.metadata.version("openvino"))]
 
+    def check_tools(self) -> None:
+        """OpenVINO has to be there."""
+        if not _is_installed():
+            raise TargetError("OpenVINO is not installed", hint=INSTALL)
+
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and blocks that do not divide their axis."""
         return [*super().check(module), *_check_blocks(module)]
@@ -100,8 +105,7 @@ class Cpu(Target):
         Raises:
             TargetError: no OpenVINO, or a refusal with the node that it names.
         """
-        if not _is_installed():
-            raise TargetError("OpenVINO is not installed", hint=INSTALL)
+        self.check_tools()
         module = _inlined(module)
         properties = self.properties(ctx.threads)
         with tempfile.TemporaryDirectory(dir=out) as scratch:

@@ -101,6 +101,15 @@ class Gpu(Target):
             ),
         ]
 
+    def check_tools(self) -> None:
+        """Architectures have to be known; an engine needs its builder."""
+        self._check_architectures()
+        if self.emit == "engine" and importlib.util.find_spec("tensorrt_rtx") is None:
+            raise TargetError(
+                "TensorRT-RTX is not installed, so no engine can be built",
+                hint=f"{INSTALL}, or gpu(emit=onnx) for the typed model and a build script",
+            )
+
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and what single architectures lack."""
         problems = super().check(module)
@@ -133,7 +142,7 @@ class Gpu(Target):
         Raises:
             TargetError: no TensorRT-RTX, a wrong option, or a refusal with the node that it names.
         """
-        self._check_architectures()
+        self.check_tools()
         request = {
             "architectures": list(self.architectures),
             "profiles": make_profiles(module, parse_ranges(self.dims), ctx),
@@ -141,11 +150,6 @@ class Gpu(Target):
         }
         if self.emit == "onnx":
             return _write_recipe(module, out, request, ctx)
-        if importlib.util.find_spec("tensorrt_rtx") is None:
-            raise TargetError(
-                "TensorRT-RTX is not installed, so no engine can be built",
-                hint=f"{INSTALL}, or gpu(emit=onnx) for the typed model and a build script",
-            )
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             onnx = Path(scratch) / ONNX
             module.save(onnx)

@@ -111,6 +111,15 @@ class Jetson(Target):
             ),
         ]
 
+    def check_tools(self) -> None:
+        """TVM, and a linker for the board."""
+        if importlib.util.find_spec("tvm") is None:
+            raise TargetError("Apache TVM is not installed", hint=INSTALL)
+        if self._linker() is None:
+            raise TargetError(
+                f"there is no linker here for the board {self.board!r}", hint=self._link_hint()
+            )
+
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and scales that the front end rounds."""
         problems = super().check(module)
@@ -123,13 +132,7 @@ class Jetson(Target):
         Raises:
             TargetError: TVM or a linker is missing, a dim varies, or TVM refused the module.
         """
-        if importlib.util.find_spec("tvm") is None:
-            raise TargetError("Apache TVM is not installed", hint=INSTALL)
-        linker = self._linker()
-        if linker is None:
-            raise TargetError(
-                f"there is no linker here for the board {self.board!r}", hint=self._link_hint()
-            )
+        self.check_tools()
         target = self._tvm_target()
         _refuse_dynamic(module)
         with tempfile.TemporaryDirectory(dir=out) as scratch:
@@ -141,7 +144,7 @@ class Jetson(Target):
                 "parameters": str(out / PARAMETERS),
                 "target": target,
                 "half": self.precision == "fp16",
-                "link": linker,
+                "link": self._linker(),
             }
             function = "aigcc.targets.jetson.compiler:compile_model"
             found = worker.call(function, request, ctx.progress)

@@ -334,6 +334,8 @@ def test_without_the_library_the_command_is_given(
     with pytest.raises(TargetError) as error:
         build(perceptron(), tmp_path)
     assert INSTALL in str(error.value)
+    with pytest.raises(TargetError, match="OpenVINO is not installed"):
+        Cpu().check_tools()
     assert Cpu().open(perceptron()) is None
     (library,) = Cpu().requirements()
     assert (library.present, library.fix) == (False, INSTALL)
