@@ -13,15 +13,17 @@ from aigcc.analysis.budget import Budget
 from aigcc.analysis.recipe import Recipe
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.assign_precision import AssignPrecision
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import trial
-from aigcc.passes.quant.candidates import candidates
+from aigcc.passes.quant.candidates import alike, candidates
 from aigcc.passes.quant.choose import Bounds, Option, choose
 from aigcc.passes.quant.evidence import Evidence
+from aigcc.passes.quant.isolate import isolate
 from aigcc.passes.quant.latency import Latencies
 from aigcc.passes.quant.memory import Memory
-from aigcc.passes.quant.placement import schemes, weight_of
+from aigcc.passes.quant.placement import find_scheme, schemes, weight_of
 from aigcc.passes.quant.quantise import Place
 from aigcc.passes.quant.readback import refuse_mismatches
 from aigcc.passes.quant.switch import Choice, Switch
@@ -215,8 +217,29 @@ def test_a_transposed_convolution_multiplies_what_it_reads(op, shape, height, pr
         <float[{shape}] w = {{{", ".join("0" * 96)}}}>
         {{ y = {op} <strides = [2, 2]> (x, w) }}""")
     latencies = Latencies(make_target("gpu"), None, Memory(None))
-    seconds = latencies.of(next(iter(module.graph)), {"": 21}, [])
+    seconds = latencies.of([next(iter(module.graph))], {"": 21}, [])
     assert seconds["full"] * 1e12 == pytest.approx(products * 2 * 2)
+
+
+def test_nodes_that_read_the_same_are_timed_together():
+    module = Module.parse(f"""<ir_version: 10, opset_import: ["" : 21]>
+        net (float[1,4,8] x) => (float[1,4,6] k, float[1,4,6] v, float[1,4,3] q)
+        <float[8,6] w = {{{", ".join("1" * 48)}}}, float[8,6] u = {{{", ".join("2" * 48)}}},
+         float[8,3] t = {{{", ".join("3" * 24)}}}>
+        {{ k = MatMul (x, w)  v = MatMul (x, u)  q = MatMul (x, t) }}""")
+    infer_shapes(module.model)
+    k, v, q = module.graph
+    assert alike(module) == {k: [k, v], v: [k, v], q: [q]}
+    alone = isolate([k, v], {"": 21})
+    x = np.arange(32, dtype=np.float32).reshape(1, 4, 8)
+    assert [value.name for value in alone.inputs] == ["x"]
+    found = OrtSession(alone, optimise=False).run({"x": x})
+    np.testing.assert_array_equal(found["v"], 2 * found["k"])
+    seconds = Latencies(make_target("mobile"), 1, Memory(None)).of(
+        [k, v], {"": 21}, [find_scheme("w8a8", make_target("mobile"))]
+    )
+    assert set(seconds) == {"full", "w8a8"}
+    assert min(seconds.values()) > 0
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def candidates(
     memory = Memory(cache_folder() / "latency.json")
     latencies = Latencies(ctx.target, ctx.threads, memory)
     imports = dict(module.model.opset_imports)
+    siblings = alike(fixed)
     found: list[tuple[ir.Node, Choice, Mapping[str, float]]] = []
     for position, (node, sized) in enumerate(zip(module.graph, fixed.graph, strict=True)):
         weight = weight_of(node)
@@ -43,7 +44,7 @@ def candidates(
         if weight is None or not fitting:
             continue
         ctx.progress(f"timing {node.name}", position / len(module.graph))
-        measured = latencies.of(sized, imports, fitting)
+        measured = latencies.of(siblings[sized], imports, fitting)
         if measured is None:
             ctx.decline(node, "it cannot be timed alone: a shape is not known")
             continue
@@ -59,6 +60,17 @@ def candidates(
         total = sum(measured[FULL] for _, _, measured in found)
         found = [entry for entry in found if _is_worth(*entry, total, ctx)]
     return [choice for _, choice, _ in found], [measured for _, _, measured in found]
+
+
+def alike(module: Module) -> dict[ir.Node, list[ir.Node]]:
+    """For each node with a weight those that read the same activation with one of its shape."""
+    groups: dict[object, list[ir.Node]] = {}
+    for node in module.graph:
+        weight = weight_of(node)
+        if weight is not None:
+            shape = tuple(weight.tensor.shape.numpy())
+            groups.setdefault((node.inputs[0], node.op_type, shape), []).append(node)
+    return {node: group for group in groups.values() for node in group}
 
 
 def _is_fitting(scheme: Scheme, node: ir.Node, by_size: bool) -> bool:

@@ -49,10 +49,17 @@ class Latencies:
     memory: Memory
 
     def of(
-        self, node: ir.Node, imports: dict[str, int], schemes: Sequence[Scheme]
+        self, nodes: Sequence[ir.Node], imports: dict[str, int], schemes: Sequence[Scheme]
     ) -> Mapping[str, float] | None:
-        """Seconds by scheme, "full" among them; None where a shape is not known."""
-        alone = isolate(node, imports)
+        """Seconds by scheme, "full" among them; None where a shape is not known.
+
+        Args:
+            nodes: Equal ones that read the same activation, which is quantised once for all of
+                them: each takes its share of the time.
+            imports: The versions of operator sets.
+            schemes: What to measure.
+        """
+        alone = isolate(nodes, imports)
         if alone is None:
             return None
         measured = self.memory.recall(
@@ -62,8 +69,8 @@ class Latencies:
 
     def _measure(self, alone: Module, schemes: Sequence[Scheme]) -> dict[str, float] | None:
         """Each scheme runs once; those that are not far slower than the node as it is, again."""
-        feeds = noise_for(alone)
-        modules = {FULL: alone, **{s.name: quantised_alone(alone, s) for s in schemes}}
+        feeds, count = noise_for(alone), len(list(alone.graph))
+        modules = {FULL: alone, **{s.name: _quantised(alone, s) for s in schemes}}
         programs: dict[str, Callable[[], object]] = {}
         seconds: dict[str, float] = {}
         for name, module in modules.items():
@@ -75,14 +82,20 @@ class Latencies:
             if seconds[name] < _HOPELESS * seconds[FULL]:
                 programs[name] = program
         timings = interleave(programs, seconds=_SECONDS * len(programs))
-        return seconds | {name: timing.low for name, timing in timings.items()}
+        seconds |= {name: timing.low for name, timing in timings.items()}
+        return {name: whole / count for name, whole in seconds.items()}
 
     def _key(self, alone: Module, schemes: Sequence[Scheme]) -> str:
-        node = next(iter(alone.graph))
+        nodes = [
+            (
+                node.op_identifier(),
+                sorted((name, str(a.value)) for name, a in node.attributes.items()),
+                [(str(v.type), str(v.shape)) if v is not None else None for v in node.inputs],
+            )
+            for node in alone.graph
+        ]
         facts = [
-            node.op_identifier(),
-            sorted((name, str(a.value)) for name, a in node.attributes.items()),
-            [(str(v.type), str(v.shape)) if v is not None else None for v in node.inputs],
+            nodes,
             [repr(scheme) for scheme in schemes],
             show(self.target, self.target.name, explicit=True),
             self.target.runtime(),
@@ -105,17 +118,17 @@ def _estimate(alone: Module, schemes: Sequence[Scheme]) -> dict[str, float]:
     return {FULL: seconds, **{scheme.name: seconds * scheme.cost for scheme in schemes}}
 
 
-def quantised_alone(alone: Module, scheme: Scheme) -> Module:
-    """An isolated node in a scheme; the ranges of its activations are made up."""
+def _quantised(alone: Module, scheme: Scheme) -> Module:
+    """Isolated nodes in a scheme; the ranges of their activations are made up."""
     made = alone.clone()
-    node = next(iter(made.graph))
-    weight = weight_of(node)
-    assert weight is not None
     regions = Regions(made.graph, Names(made), "latency", made.opset, lambda value, scheme: _RANGE)
-    region = regions.make(node, weight, scheme)
-    made.graph.insert_before(node, [*region.shared, *region.made])
-    replace_value(made.graph, node.outputs[0], region.result, regions.names, fresh=True)
-    remove_dead([node])
+    for node in list(made.graph):
+        weight = weight_of(node)
+        assert weight is not None
+        region = regions.make(node, weight, scheme)
+        made.graph.insert_before(node, [*region.shared, *region.made])
+        replace_value(made.graph, node.outputs[0], region.result, regions.names, fresh=True)
+        remove_dead([node])
     return made
 
 
