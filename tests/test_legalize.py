@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from aigcc.errors import PassError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
+from aigcc.passes.legal.norms import SummedGroupNorm
 from aigcc.passes.legalize import Legalize
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
+from aigcc.pipeline.rules import apply_rules
 from aigcc.runtime import OrtSession
 from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, node_label
 
@@ -252,6 +254,80 @@ g (float[2,8,32] x, float[1,4,3,3] i, float[4] s) => (y, z, r)
     found = operators(module)
     assert {"MultiHeadAttention", "BatchNormalization", "Sigmoid"} <= set(found)
     assert not {"Attention", "GroupNormalization", "Pow", "Swish"} & set(found)
+
+
+def group_norm(dims: str, groups: int = 2, epsilon: float = 1e-5, opset: int = 24) -> Module:
+    """A group norm of four channels as its preferred form."""
+    made = Module.parse(f"""<ir_version: 11, opset_import: ["" : {opset}]>
+g (float[{dims}] x) => (y)
+<float[4] s = {{1, -2, 3, 0.5}}, float[4] b = {{0, 1, -1, 2}}>
+{{ y = GroupNormalization <num_groups = {groups}, epsilon = {epsilon}> (x, s, b) }}""")
+    infer_shapes(made.model)
+    PassManager([Legalize()]).run(made, Context(target=Device(prefer={"group-norm": {}})))
+    assert operators(made)[-1] == "BatchNormalization"
+    return made
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["2,4,5,6", "n,4,7,2", "2,4,9", "n,4,2,3,5"]),
+    st.sampled_from([1, 2, 4]),
+    st.floats(-30, 30, width=16),
+    st.floats(0.125, 10, width=16),
+    st.integers(0, 99),
+)
+def test_group_norms_from_sums(dims: str, groups: int, mean: float, by: float, seed: int) -> None:
+    module = group_norm(dims, groups)
+    wanted = module.clone()
+    assert apply_rules(module, [SummedGroupNorm()], Context()) == 1
+    assert not {"InstanceNormalization", "BatchNormalization"} & set(operators(module))
+    shape = [3 if dim == "n" else int(dim) for dim in dims.split(",")]
+    x = mean + by * np.random.default_rng(seed).standard_normal(shape, np.float32)
+    old, new = (OrtSession(m, optimise=False).run({"x": x})["y"] for m in (wanted, module))
+    lost = 1e-6 * (1 + (mean / by) ** 2)  # the digits that the squares have in common
+    np.testing.assert_allclose(new, old, atol=20 * lost + 1e-4, rtol=0)
+
+
+def test_group_norms_of_constants_from_sums() -> None:
+    module = group_norm("n,4,8,8")
+    apply_rules(module, [SummedGroupNorm()], Context())
+    for number in (0, 0.1, 1e4 / 3):
+        x = np.full((2, 4, 8, 8), number, np.float32)
+        y = OrtSession(module, optimise=False).run({"x": x})["y"]
+        assert np.isfinite(y).all()
+        if not number:
+            np.testing.assert_array_equal(y[0, :, 0, 0], [0, 1, -1, 2])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("epsilon: float = 0.0", "epsilon: float = 0.1"),
+        ("(z, s, s, zeros", "(z, s, s, s"),
+        ("2,4,3,5", "2,4,3,w"),
+        ('"" : 24', '"" : 17'),
+    ],
+)
+def test_other_norms_are_not_made_of_sums(old: str, new: str) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 24]>
+g (float[2,4,3,5] x) => (y)
+<float[2] one = {1, 1}, float[2] zero = {0, 0}, float[4] ones = {1, 1, 1, 1},
+ float[4] zeros = {0, 0, 0, 0}, float[4] s = {1, 2, 3, 4}, int64[3] rows = {0, 2, -1},
+ int64[4] shape = {0, 4, 3, 5}>
+{
+  r = Reshape (x, rows)
+  n = InstanceNormalization (r, one, zero)
+  z = Reshape (n, shape)
+  y = BatchNormalization <epsilon: float = 0.0> (z, s, s, zeros, ones)
+}"""
+    made = [Module.parse(each) for each in (text, text.replace(old, new))]
+    for module in made:
+        infer_shapes(module.model)
+    assert [apply_rules(module, [SummedGroupNorm()], Context()) for module in made] == [1, 0]
+    for elements, times in ((60, 1), (61, 0)):
+        module = Module.parse(text)
+        infer_shapes(module.model)
+        assert apply_rules(module, [SummedGroupNorm(elements)], Context()) == times
 
 
 def test_short_attention_stays() -> None:

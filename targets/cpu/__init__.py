@@ -16,7 +16,9 @@ from onnx_ir.passes.common import InlinePass
 from aigcc.errors import TargetError
 from aigcc.ir.module import Module
 from aigcc.options import option
+from aigcc.passes.legal.norms import SummedGroupNorm
 from aigcc.pipeline.context import Context
+from aigcc.pipeline.rules import apply_rules
 from aigcc.samples import load_samples
 from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, node_label
 from aigcc.targets import worker
@@ -27,6 +29,7 @@ from aigcc.targets.cpu.session import OpenVinoSession
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
+_SUMMED = 1 << 20  # elements of a sample from which group norms by sums are faster
 INSTALL = "pip install openvino==2026.4.1"
 
 
@@ -36,9 +39,10 @@ class Cpu(Target):
 
     Each node runs in the types that the module gives it: bfloat16 between Casts, and int8 where
     QuantizeLinear and DequantizeLinear surround it. With `precision=bf16` what is float32 there
-    runs in bfloat16, but for sines and what they are taken of. The kernels that this machine chose
-    are read back; a CPU without bfloat16 or int8 instructions takes others. Shapes stay dynamic in
-    the artifact; a session compiles for those that come first, until there are others.
+    runs in bfloat16, but for sines and what they are taken of, and variances; group norms of large
+    images are made of sums over channels. The kernels that this machine chose are read back; a CPU
+    without bfloat16 or int8 instructions takes others. Shapes stay dynamic in the artifact; a
+    session compiles for those that come first, until there are others.
     """
 
     name: ClassVar[str] = "cpu"
@@ -106,7 +110,7 @@ class Cpu(Target):
             TargetError: no OpenVINO, or a refusal with the node that it names.
         """
         self.check_tools()
-        module = _inlined(module)
+        module = self._spelt(module)
         properties = self.properties(ctx.threads)
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             source, feeds = Path(scratch) / "model.onnx", Path(scratch) / "feeds.npz"
@@ -143,7 +147,7 @@ class Cpu(Target):
             return None
         with tempfile.TemporaryDirectory(prefix="aigcc-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
-            _inlined(module).save(path, external=True)
+            self._spelt(module).save(path, external=True)
             if self.precision == "bf16":
                 path = convert.marked(path)
             return OpenVinoSession(path, self.properties(threads))
@@ -151,6 +155,14 @@ class Cpu(Target):
     def example(self, module: Module, entry: str) -> str:
         """Runs the model once with numpy and OpenVINO; prints shapes and a time."""
         return example_for(module, entry, self.properties())
+
+    def _spelt(self, module: Module) -> Module:
+        """A module as OpenVINO knows it, without calls of functions, and as it is fastest."""
+        made = module.clone()
+        InlinePass()(made.model)
+        if self.precision == "bf16":
+            apply_rules(made, [SummedGroupNorm(_SUMMED)], Context())
+        return made
 
     def properties(self, threads: int | None = None) -> dict[str, Any]:
         """What the model is compiled with; OpenVINO would choose types by itself otherwise."""
@@ -188,15 +200,6 @@ def _check_blocks(module: Module) -> Iterator[Problem]:
                 f"{node.op_type}: blocks of {size} do not divide an axis of {length}",
                 node=node_label(node),
             )
-
-
-def _inlined(module: Module) -> Module:
-    """A module without calls of functions, which OpenVINO does not know."""
-    if not module.model.functions:
-        return module
-    made = module.clone()
-    InlinePass()(made.model)
-    return made
 
 
 def _save_feeds(module: Module, ctx: Context, path: Path) -> list[str]:

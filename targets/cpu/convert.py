@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from aigcc.errors import CompileError, TargetError
-from aigcc.targets.cpu.angles import save_model
 from aigcc.targets.cpu.kernels import read_kernels
+from aigcc.targets.cpu.precise import save_model
 from aigcc.targets.cpu.session import OpenVinoSession, explain
 
 # Operations that are nobody's: nodes share them, and they end the search for a node's parts.

@@ -377,6 +377,29 @@ def test_sines_of_large_numbers_survive_bfloat16(way: str, dtype: str, tmp_path:
 
 
 @needs_library
+@pytest.mark.parametrize(("mean", "bound"), [(0, 0.005), (8, 0.03), (-40, 0.2)])
+def test_variances_survive_bfloat16(mean: int, bound: float, tmp_path: Path) -> None:
+    same = ",".join(str(int(i % 33 == 0)) for i in range(32 * 32))
+    made = module(
+        f"""g (float[n,32,192,192] x) => (float[n,32,192,192] y)
+<float[32,32,1,1] w = {{{same}}}, float[32] s = {{{numbers(32)}}}>
+{{
+  c = Conv (x, w)
+  g = GroupNormalization <num_groups = 4> (c, s, s)
+  y = Conv (g, w)
+}}"""
+    )
+    target = Cpu(precision="bf16")
+    PassManager(parse(target.pipeline())).run(made, Context(target=target))
+    target.lower(made, tmp_path, Context(target=target, samples=load_samples(None, made)))
+    wide = mean + rng(0).standard_normal((1, 32, 192, 192), np.float32)
+    x = wide.astype(ml_dtypes.bfloat16).astype(np.float32)
+    exact = OrtSession(made, optimise=False).run({"x": x})["y"]
+    error = target.session(tmp_path, MODEL).run({"x": x})["y"] - exact
+    assert 1e-4 < np.sqrt(np.square(error).mean() / np.square(exact).mean()) < bound
+
+
+@needs_library
 def test_a_budget_decides_between_float32_and_bfloat16(tmp_path: Path) -> None:
     wide = numbers(1 << 16)
     made = module(

@@ -1,4 +1,4 @@
-"""What stays in float32 whatever precision OpenVINO is asked for: what sines are taken of."""
+"""What stays in float32 whatever precision OpenVINO is asked for: angles, and sums of squares."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 _PERIODIC = ("Cos", "Sin")
+_SQUARES = "ReduceL2"
 _SOURCES = ("Constant", "Convolution", "MatMul", "Parameter")
 _MARK = {"name": "precise", "version": "0"}
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Write an `openvino.Model` with Sin and Cos, and all that leads to them, marked as float32.
+    """Write an `openvino.Model` with some operations marked as float32.
 
-    A diffusion model's time step or a position is a large number there: 842 is 840 in bfloat16, and
-    its sine another one. `precise` is OpenVINO's own mark for operations that bear no narrow type;
-    Python cannot set it, but a model.xml may say it.
+    Sin and Cos, and all that leads to them: a diffusion model's time step or a position is a large
+    number there, 842 is 840 in bfloat16, and its sine another one. And what is computed from sums
+    of squares, of which a variance is a small difference. `precise` is OpenVINO's own mark for
+    operations that bear no narrow type; Python cannot set it, but a model.xml may say it.
 
     Args:
         model: Squeeze and Unsqueeze on the way to a sine become Reshape, which keeps the mark.
@@ -25,7 +27,8 @@ def save_model(model: Any, path: Path) -> None:
     """
     import openvino
 
-    kept = {_with_mark(op).get_friendly_name() for op in list(_angles(model))}
+    precise = [*_angles(model), *_variances(model)]
+    kept = {_with_mark(op).get_friendly_name() for op in precise}
     openvino.save_model(model, path, compress_to_fp16=False)
     if not kept:
         return
@@ -51,6 +54,37 @@ def _angles(model: Any) -> Iterator[Any]:
         seen.add(op.get_friendly_name())
         pending += [port.get_source_output().get_node() for port in op.inputs()]
         yield op
+
+
+def _variances(model: Any) -> Iterator[Any]:
+    """What sums of squares become, while it has one number for many places.
+
+    And what that is computed with, down to other sums: those themselves read large tensors, and
+    write float32 by themselves.
+    """
+    pending = [
+        port.get_node()
+        for op in model.get_ops()
+        if op.get_type_name() == _SQUARES
+        for port in op.output(0).get_target_inputs()
+    ]
+    seen = set()
+    while pending:
+        op = pending.pop()
+        if op.get_friendly_name() in seen or op.get_type_name() in _SOURCES or not _is_narrow(op):
+            continue
+        seen.add(op.get_friendly_name())
+        pending += [port.get_node() for port in op.output(0).get_target_inputs()]
+        pending += [port.get_source_output().get_node() for port in op.inputs()]
+        yield op
+
+
+def _is_narrow(op: Any) -> bool:
+    """Whether an operation reads and writes nothing that has a last axis of several numbers."""
+    if op.get_output_size() != 1:
+        return False
+    shapes = [op.output(0).get_partial_shape(), *(p.get_partial_shape() for p in op.inputs()[:1])]
+    return all(s.rank.is_static and (not len(s) or s[len(s) - 1] == 1) for s in shapes)
 
 
 def _with_mark(op: Any) -> Any:
