@@ -229,7 +229,7 @@ def test_nodes_that_read_the_same_are_timed_together():
         {{ k = MatMul (x, w)  v = MatMul (x, u)  q = MatMul (x, t) }}""")
     infer_shapes(module.model)
     k, v, q = module.graph
-    assert alike(module) == {k: [k, v], v: [k, v], q: [q]}
+    assert alike(module) == {k: [k, v], v: [k, v], q: [q]}  # equal in shape
     alone = isolate([k, v], {"": 21})
     x = np.arange(32, dtype=np.float32).reshape(1, 4, 8)
     assert [value.name for value in alone.inputs] == ["x"]

@@ -18,6 +18,7 @@ from aigcc.targets.dims import sample_sizes, with_sizes
 
 _WORTH = 0.95  # of a node's time: less than this much gained is lost in what stands around it
 _LEAST = 5e-4  # of all nodes' time: for less, no error is worth it that samples may not show
+_TOGETHER = 4  # nodes that are timed together; all weights on one embedding may not fit
 
 
 def candidates(
@@ -63,14 +64,15 @@ def candidates(
 
 
 def alike(module: Module) -> dict[ir.Node, list[ir.Node]]:
-    """For each node with a weight those that read the same activation with one of its shape."""
+    """For each node with a weight some, itself or its equals, that read the same activation."""
     groups: dict[object, list[ir.Node]] = {}
     for node in module.graph:
         weight = weight_of(node)
         if weight is not None:
             shape = tuple(weight.tensor.shape.numpy())
-            groups.setdefault((node.inputs[0], node.op_type, shape), []).append(node)
-    return {node: group for group in groups.values() for node in group}
+            steps = [tuple(node.attributes.get_ints(name, ())) for name in ("strides", "dilations")]
+            groups.setdefault((node.inputs[0], node.op_type, shape, *steps), []).append(node)
+    return {node: group[:_TOGETHER] for group in groups.values() for node in group}
 
 
 def _is_fitting(scheme: Scheme, node: ir.Node, by_size: bool) -> bool:
