@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -34,9 +35,10 @@ class Timing:
 def interleave(
     programs: Mapping[str, Callable[[], object]], *, seconds: float = 2.0, rounds: int | None = None
 ) -> dict[str, Timing]:
-    """Time programs in turn, A B C B C A C A B, so that a drifting machine hits all of them alike.
+    """Time programs in rounds, A B C B A C A C B: a drifting machine hits all of them alike.
 
-    Each round starts with another program: one that follows itself finds its data in the cache.
+    Each round has an order of its own: threads of a runtime that wait for more work, and what it
+    left in the cache, would always hit the same program otherwise. None follows itself.
 
     Args:
         programs: What to call, by name; the first is what the others are compared with.
@@ -47,13 +49,16 @@ def interleave(
         call()
     started = time.perf_counter()
     measured: dict[str, list[float]] = {name: [] for name in programs}
-    order = list(programs.items())
+    order, chance = list(programs), random.Random(0)
     while True:
-        for name, call in order:
+        for name in order:
             before = time.perf_counter()
-            call()
+            programs[name]()
             measured[name].append(time.perf_counter() - before)
-        order.append(order.pop(0))
+        last = order[-1]
+        chance.shuffle(order)
+        if order[0] == last:
+            order.append(order.pop(0))
         done = len(next(iter(measured.values())))
         if done >= rounds if rounds is not None else _enough(done, started, seconds):
             break

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from pathlib import Path
 
 import ml_dtypes
@@ -10,6 +12,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
+from aigcc.benchmark import interleave
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.runtime import OrtSession, save_optimised
@@ -149,3 +152,19 @@ def test_save_optimised(tmp_path: Path, ending: str) -> None:
     save_optimised(source, tmp_path / f"out{ending}")
     x = np.array([-1, 2], np.float32)
     np.testing.assert_array_equal(OrtSession(tmp_path / f"out{ending}").run({"x": x})["y"], [0, 2])
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abcd"])
+def test_timed_programs_take_turns(names: str) -> None:
+    called: list[str] = []
+    programs = {name: (lambda name=name: called.append(name)) for name in names}
+    timings = interleave(programs, rounds=200)
+    assert {timing.rounds for timing in timings.values()} == {200}
+    assert list(timings) == list(names)
+    rounds = called[len(names) :]  # behind the warm-up
+    assert {rounds.count(name) for name in names} == {200}
+    pairs = Counter(itertools.pairwise(rounds))
+    if len(names) > 1:
+        assert not any(first == second for first, second in pairs)
+    if len(names) > 2:
+        assert len(pairs) == len(names) * (len(names) - 1)
