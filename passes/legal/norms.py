@@ -191,15 +191,18 @@ class SummedGroupNorm(Rule):
         return op.BatchNormalization(norm, scale, bias, mean, variance)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
-        x, groups, channels = match.x, size(match.rows.outputs[0], 1), size(match.x, 1)
+        x, rows = match.x, match.rows.outputs[0]
+        groups, channels = size(rows, 1), size(x, 1)
         dims, elements = rank(x) or 0, product(x.shape[1:]) if x.shape is not None else None
         fixed = ((match.ones, 1), (match.zeros, 0), (match.mean, 0), (match.variance, 1))
         if (
             not groups
             or not channels
+            or channels % groups
             or dims < 3
             or not elements
             or elements < self.elements
+            or not same_dims(x.shape[:1], rows.shape[:1])
             or x.dtype != ir.DataType.FLOAT
             or op.opset < 18
             or match.root.attributes.get_float("epsilon", 1e-5)
