@@ -62,7 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     peers = _peers()
     for name in arguments.models.split(","):
-        model = _export(name)
+        model = export(name)
         rows = _compile(name, model, peers, arguments.rounds, arguments.tools)
         _measure(model, rows, arguments.seconds)
         _print(name, model, rows)
@@ -80,7 +80,7 @@ def _peers() -> str:
     return str(python)
 
 
-def _export(name: str) -> Path:
+def export(name: str) -> Path:
     """The model as torch's exporter writes it by default, kept in .cache/bench."""
     path = CACHE / "bench" / name / "model.onnx"
     if not path.exists():

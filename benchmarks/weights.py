@@ -1,0 +1,69 @@
+"""Quantise all weights of a large model, beside a copy of its files.
+
+    python benchmarks/weights.py [--model unet] [--rounds 3]
+
+`cp` and `aigcc opt` run in turn, each as a process of its own, on files that are in memory already;
+what they wrote is deleted before the next one begins. Prints a table: the median time, its ratio to
+the copy's in the same round, the largest anonymous memory, and the size of what was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+
+from compile import CACHE, MODELS, export
+from process import Finished, run
+
+ROWS = {
+    "w8": ["-p", "insert-qdq(scheme=w8)"],
+    "w8 for cpu": ["-p", "insert-qdq(scheme=w8)", "-t", "cpu"],
+    "w8 for mobile": ["-p", "insert-qdq(scheme=w8)", "-t", "mobile"],
+    "w4": ["-p", "insert-qdq(scheme=w4)"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="unet", choices=MODELS)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    model = export(arguments.model)
+    files = [file for file in model.parent.iterdir() if file.is_file()]
+    opt = [sys.executable, "-m", "aigcc", "opt", str(model)]
+    commands = {
+        "cp": ["cp", *map(str, files), "{out}"],
+        **{name: [*opt, *options, "-o", "{out}/model.onnx"] for name, options in ROWS.items()},
+    }
+    out = CACHE / "bench" / arguments.model / "weights"
+    found: dict[str, list[tuple[Finished, int]]] = {name: [] for name in commands}
+    for _ in range(arguments.rounds):
+        for name, command in commands.items():
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            done = run([part.replace("{out}", str(out)) for part in command], out / "log")
+            if done.code:
+                sys.exit(f"{name} failed: {done.output.strip()[-500:]}")
+            found[name].append((done, sum(file.stat().st_size for file in out.iterdir())))
+    shutil.rmtree(out)
+    size = sum(file.stat().st_size for file in files)
+    print(f"\n## {arguments.model}: {MODELS[arguments.model]}, {size / 1e9:.2f} GB\n")
+    print("| | seconds | ratio to cp | peak anonymous MB | GB written |")
+    print("|---|---|---|---|---|")
+    for name, runs in found.items():
+        seconds = [done.seconds for done, _ in runs]
+        copies = [done.seconds for done, _ in found["cp"]]
+        ratios = [own / copy for own, copy in zip(seconds, copies, strict=True)]
+        memory = statistics.median(done.anonymous for done, _ in runs)
+        print(
+            f"| {name} | {statistics.median(seconds):.1f} | {statistics.median(ratios):.2f} "
+            f"| {memory / 1e6:.0f} | {runs[0][1] / 1e9:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
