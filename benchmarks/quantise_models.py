@@ -261,7 +261,8 @@ MODELS = {
         f"{_ZOO}.vae:full",
         lambda: _latents(32),
         mobile=("sqnr>=28",),
-        cpu=("sqnr>=21", "sqnr>=17"),
+        cpu=("sqnr>=22", "sqnr>=17"),
+        cpu_schemes=("w8a8-symmetric, rest bf16",),
     ),
     "unet_medium": Model(
         f"{_ZOO}.unet:medium",

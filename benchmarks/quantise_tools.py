@@ -153,11 +153,13 @@ def _aigcc(
     if target == "cpu":
         yield tool("cpu bf16", on="cpu(precision=bf16)")
     for scheme in schemes:
-        options, _, recipe = scheme.partition(" + ")
+        options, _, rest = scheme.partition(", rest ")
+        options, _, recipe = options.partition(" + ")
         passes = [make_target(target).pipeline(), f"insert-qdq(scheme={options})"]
         if recipe:
             passes.insert(1, f'assign-precision(budget="psnr>=20",recipe="{HERE / recipe}")')
-        yield tool(f"{target}, all {scheme}", "-p", ",".join(passes))
+        on = f"{target}(precision={rest})" if rest else target
+        yield tool(f"{target}, all {scheme}", "-p", ",".join(passes), on=on)
     for budget in budgets:
         yield tool(f"{target} {budget}", "--budget", budget)
 
