@@ -17,11 +17,12 @@ import sys
 from compile import CACHE, MODELS, export
 from process import Finished, run
 
+PASSES = "convert-opset(version=21),insert-qdq(scheme={})"
 ROWS = {
-    "w8": ["-p", "insert-qdq(scheme=w8)"],
-    "w8 for cpu": ["-p", "insert-qdq(scheme=w8)", "-t", "cpu"],
-    "w8 for mobile": ["-p", "insert-qdq(scheme=w8)", "-t", "mobile"],
-    "w4": ["-p", "insert-qdq(scheme=w4)"],
+    "w8": ["-p", PASSES.format("w8")],
+    "w8 for cpu": ["-p", PASSES.format("w8"), "-t", "cpu"],
+    "w8 for mobile": ["-p", PASSES.format("w8"), "-t", "mobile"],
+    "w4": ["-p", PASSES.format("w4")],
 }
 
 
