@@ -3,8 +3,9 @@
     python benchmarks/weights.py [--model unet] [--rounds 3]
 
 `cp` and `aigcc opt` run in turn, each as a process of its own, on files that are in memory already;
-what they wrote is deleted before the next one begins. Prints a table: the median time, its ratio to
-the copy's in the same round, the largest anonymous memory, and the size of what was written.
+what they wrote is deleted before the next one begins. aigcc waits until the disk has its file, so
+`cp` is followed by `sync` in a row of its own. Prints a table: the median time, its ratio to the
+first copy's in the same round, the largest anonymous memory, and the size of what was written.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> None:
     opt = [sys.executable, "-m", "aigcc", "opt", str(model)]
     commands = {
         "cp": ["cp", *map(str, files), "{out}"],
+        "cp and sync": ["sh", "-c", 'cp "$@" "$0" && sync "$0"/*', "{out}", *map(str, files)],
         **{name: [*opt, *options, "-o", "{out}/model.onnx"] for name, options in ROWS.items()},
     }
     out = CACHE / "bench" / arguments.model / "weights"
