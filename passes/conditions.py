@@ -52,6 +52,20 @@ def product(dims: Iterable[Dim]) -> int | None:
     return math.prod(dim for dim in static if isinstance(dim, int))
 
 
+def groups_of(x: ir.Value, grouped: ir.Value) -> int:
+    """How many groups `grouped`, a Reshape of `x`, makes of its channels.
+
+    Raises:
+        NoMatch: it is not known, or they run across the batch.
+    """
+    groups = size(grouped, 1)
+    if x.shape is None or grouped.shape is None or groups is None or len(x.shape) < 3:
+        raise NoMatch("the shapes around InstanceNormalization are not known")
+    if not same_dims(x.shape[:1], grouped.shape[:1]):
+        raise NoMatch(f"the groups run across the batch: {x.shape} becomes {grouped.shape}")
+    return groups
+
+
 def trailing_axes(axes: Sequence[int], dims: int) -> int | None:
     """The first of `axes`, counted from 0, where they are the last of `dims` dims and no others."""
     normal = sorted(axis % dims for axis in axes)

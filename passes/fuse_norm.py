@@ -17,6 +17,7 @@ from aigcc.ir.weights import constant, read, scalar
 from aigcc.passes.conditions import (
     FLOATS,
     computed,
+    groups_of,
     is_all,
     keeping,
     same_dims,
@@ -245,7 +246,7 @@ class GroupNormCore(Rule):
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         x, result = match.x, match.root.outputs[0]
-        groups = _groups(x, match.grouped.outputs[0])
+        groups = groups_of(x, match.grouped.outputs[0])
         if not _gives_shape_of(match, x) and not same_dims(x.shape, result.shape or []):
             raise NoMatch("the result is not known to have the shape of the input")
         channels = size(x, 1)
@@ -260,16 +261,6 @@ class GroupNormCore(Rule):
             _like=x,
         )
         return made
-
-
-def _groups(x: ir.Value, grouped: ir.Value) -> int:
-    """How many groups `grouped`, a Reshape of `x`, makes of its channels."""
-    groups = size(grouped, 1)
-    if x.shape is None or grouped.shape is None or groups is None or len(x.shape) < 3:
-        raise NoMatch("the shapes around InstanceNormalization are not known")
-    if not same_dims(x.shape[:1], grouped.shape[:1]):
-        raise NoMatch(f"the groups run across the batch: {x.shape} becomes {grouped.shape}")
-    return groups
 
 
 def _gives_shape_of(match: Match, x: ir.Value) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from aigcc.passes.conditions import is_all, product, rank, same_dims, size
+from aigcc.passes.conditions import groups_of, is_all, product, same_dims, size
 from aigcc.passes.legal.activations import number
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
@@ -192,17 +192,14 @@ class SummedGroupNorm(Rule):
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
         x, rows = match.x, match.rows.outputs[0]
-        groups, channels = size(rows, 1), size(x, 1)
-        dims, elements = rank(x) or 0, product(x.shape[1:]) if x.shape is not None else None
+        groups, channels = groups_of(x, rows), size(x, 1)
+        dims, elements = len(x.shape), product(x.shape[1:])
         fixed = ((match.ones, 1), (match.zeros, 0), (match.mean, 0), (match.variance, 1))
         if (
-            not groups
-            or not channels
-            or channels % groups
-            or dims < 3
+            not channels
             or not elements
             or elements < self.elements
-            or not same_dims(x.shape[:1], rows.shape[:1])
+            or channels % groups
             or x.dtype != ir.DataType.FLOAT
             or op.opset < 18
             or match.root.attributes.get_float("epsilon", 1e-5)
