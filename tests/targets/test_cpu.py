@@ -335,7 +335,7 @@ def test_without_the_library_the_command_is_given(
         build(perceptron(), tmp_path)
     assert INSTALL in str(error.value)
     with pytest.raises(TargetError, match="OpenVINO is not installed"):
-        Cpu().check_tools()
+        aigcc.build(tmp_path / "never_read.onnx", "cpu", tmp_path / "out")
     assert Cpu().open(perceptron()) is None
     (library,) = Cpu().requirements()
     assert (library.present, library.fix) == (False, INSTALL)
@@ -392,6 +392,7 @@ def test_variances_survive_bfloat16(mean: int, bound: float, tmp_path: Path) -> 
     target = Cpu(precision="bf16")
     PassManager(parse(target.pipeline())).run(made, Context(target=target))
     target.lower(made, tmp_path, Context(target=target, samples=load_samples(None, made)))
+    assert "ReduceL2" in (tmp_path / MODEL).read_text()
     wide = mean + rng(0).standard_normal((1, 32, 192, 192), np.float32)
     x = wide.astype(ml_dtypes.bfloat16).astype(np.float32)
     exact = OrtSession(made, optimise=False).run({"x": x})["y"]
