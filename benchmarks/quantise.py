@@ -8,6 +8,7 @@ a time in turn with ONNX Runtime on the model as it was exported, which latencie
 their outputs on other samples are compared with the original's in ONNX Runtime without any
 optimisation. SQNR is of the worst sample. OpenVINO's and NNCF's programs are compiled as they come,
 for all shapes that they take, and in rows of their own for those of the samples, as aigcc's are.
+What OpenVINO runs is timed once more without ONNX Runtime, in turn with NNCF's int8 in bfloat16.
 aigcc starts without any measurement that it remembers. Needs `pip install aigcc[models,cpu]`, and
 for trained models and real data `python -m aigcc.models.fetch`. Prints a table for each model.
 """
@@ -22,10 +23,11 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from process import Finished, run
+from quantise_kernels import slowest_of_onnxruntime
 from quantise_models import MODELS, Feeds, Model, Prepared, prepare, sqnr
 from quantise_tools import Tool, make_venv, precisions, tools_for
 
@@ -36,6 +38,7 @@ from aigcc.target import Session
 
 CACHE = Path(".cache")
 TOGETHER = 6  # programs that are timed in turn with ONNX Runtime on the original
+RIVAL = "NNCF int8, rest bf16"
 
 
 @dataclasses.dataclass
@@ -51,6 +54,8 @@ class Row:
     sqnr: float = 0.0
     metric: str = ""
     timing: Timing | None = None
+    against_rival: Timing | None = None
+    slowest: str = ""
 
 
 class Judge:
@@ -167,18 +172,31 @@ def _measure(model: Model, prepared: Prepared, rows: list[Row], seconds: float) 
     original, *others = rows
     first = OrtSession(prepared.path)
     original.size = prepared.path.stat().st_size
+    original.slowest = slowest_of_onnxruntime(prepared.path, feeds[0])
     judge.look(original, first)
     built = [row for row in others if not row.note]
+    rival: dict[str, Session] = {}
     for group in _groups(built):
-        sessions = {original.tool.name: first}
+        sessions = {row.tool.name: s for row in group if (s := _open(row, judge)) is not None}
+        timed = {row.tool.name for row in group if not row.tool.quality_only}
+        sessions = {name: session for name, session in sessions.items() if name in timed}
+        share = seconds * len(group) / len(built)
+        timings = _time({original.tool.name: first, **sessions}, feeds[0], share)
+        rival = {name: s for name, s in sessions.items() if name == RIVAL} or rival
+        is_rivalry = rival and group[0].tool.runtime == "openvino"
+        against = _time({**rival, **sessions}, feeds[0], share) if is_rivalry else {}
+        original.timing = timings[original.tool.name]
         for row in group:
-            session = _open(row, judge)
-            if session is not None and not row.tool.quality_only:
-                sessions[row.tool.name] = session
-        calls = {name: (lambda s=session: s.run(feeds[0])) for name, session in sessions.items()}
-        timings = interleave(calls, seconds=seconds * len(group) / len(built))
-        for row in (original, *group):
             row.timing = timings.get(row.tool.name)
+            row.against_rival = against.get(row.tool.name)
+            if row.timing is not None:
+                row.slowest = row.tool.slowest(row.folder, feeds[0])
+
+
+def _time(sessions: Mapping[str, Session], feed: Feeds, seconds: float) -> dict[str, Timing]:
+    """Latencies; ratios are to the first session's."""
+    calls = {name: (lambda s=session: s.run(feed)) for name, session in sessions.items()}
+    return interleave(calls, seconds=seconds)
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -206,9 +224,9 @@ def _print(name: str, model: Model, prepared: Prepared, rows: list[Row]) -> None
     print(
         f"\n## {name}: {model.note}; {counts[0]} samples calibrate, {counts[1]} others evaluate\n"
     )
-    heads = ["tool", "valid", "latency ms", "ratio (quartiles)", "SQNR dB"]
+    heads = ["tool", "valid", "latency ms", "ratio (quartiles)", "to NNCF", "SQNR dB"]
     heads += [model.metric[0]] if model.metric else []
-    heads += ["MB", "build s", "peak anonymous MB", "nodes by precision"]
+    heads += ["MB", "build s", "peak anonymous MB", "nodes by precision", "most time in"]
     print("| " + " | ".join(heads) + " |")
     print("|" + "---|" * len(heads))
     for row in rows:
@@ -222,18 +240,20 @@ def _cells(row: Row, model: Model) -> list[str]:
         cost[1] = f"{statistics.median(finished.anonymous for finished in row.runs) / 1e6:.0f}"
     empty = [""] * (2 if model.metric else 1)
     if row.note:
-        return [row.tool.name, f"**failed**: {row.note}", "", "", *empty, "", *cost, ""]
-    latency, size = ["", ""], ""
+        return [row.tool.name, f"**failed**: {row.note}", "", "", "", *empty, "", *cost, "", ""]
+    latency, size = ["", "", ""], ""
     if row.timing is not None:
         t = row.timing
         latency = [
             f"{t.median * 1e3:.1f}",
             f"{t.ratio:.2f} ({t.ratio_low:.2f} to {t.ratio_high:.2f})",
+            "" if row.against_rival is None else f"{row.against_rival.ratio:.2f}",
         ]
         size = f"{row.size / 1e6:.1f}"
     quality = [f"{row.sqnr:.1f}", *([row.metric] if model.metric else [])]
     valid = f"no: {row.fault[:120]}".replace("|", "/") if row.fault else "yes"
-    return [row.tool.name, valid, *latency, *quality, size, *cost, precisions(row.folder)]
+    nodes = precisions(row.folder)
+    return [row.tool.name, valid, *latency, *quality, size, *cost, nodes, row.slowest]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from quantise_kernels import Feeds, slowest_of_onnxruntime, slowest_of_openvino
 from quantise_models import Model, Prepared
 
 from aigcc.artifact import Artifact
@@ -66,9 +67,19 @@ class Tool:
             assert session is not None
             return session
         if self.hint:
-            properties = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
-            return OpenVinoSession(folder / NETWORK, properties, specialise=self.is_static)
+            return OpenVinoSession(folder / NETWORK, self._hints, specialise=self.is_static)
         return OrtSession(folder / MODEL)
+
+    @property
+    def _hints(self) -> dict[str, str]:
+        return {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
+
+    def slowest(self, folder: Path, feeds: Feeds) -> str:
+        """The kinds of kernels that take most of the program's time."""
+        if self.runtime == "onnxruntime":
+            return slowest_of_onnxruntime(folder / MODEL, feeds)
+        facts = Artifact.load(folder).manifest["facts"] if self.target else {}
+        return slowest_of_openvino(folder / NETWORK, facts.get("properties", self._hints), feeds)
 
     def size(self, folder: Path) -> int:
         """Bytes of the program: graph and weights."""

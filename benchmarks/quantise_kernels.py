@@ -1,0 +1,65 @@
+"""Where the time of a program goes: the kinds of kernels that take most of it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnxruntime as ort
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+
+_RUNS = 4
+_SHOWN = 3
+
+
+def slowest_of_onnxruntime(path: Path, feeds: Feeds) -> str:
+    """The operators that take most of a program's time in ONNX Runtime, with their shares."""
+    options = ort.SessionOptions()
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for _ in range(_RUNS):
+            session.run(None, dict(feeds))
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+    return _shown(spent)
+
+
+def slowest_of_openvino(path: Path, properties: Mapping[str, Any], feeds: Feeds) -> str:
+    """The kinds of operations that take most of a program's time in OpenVINO, with their shares."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape(
+        {
+            port: list(feeds[name].shape)
+            for port in model.inputs
+            for name in port.names
+            if name in feeds
+        }
+    )
+    compiled = core.compile_model(model, "CPU", {**properties, "PERF_COUNT": True})
+    request = compiled.create_infer_request()
+    given = {port: feeds[name] for port in compiled.inputs for name in port.names if name in feeds}
+    spent: Counter[str] = Counter()
+    for _ in range(_RUNS):
+        request.infer(given)
+        for each in request.profiling_info:
+            kind = each.exec_type.rpartition("_")[2].lower()
+            spent[f"{each.node_type} {kind}"] += each.real_time.total_seconds()
+    return _shown(spent)
+
+
+def _shown(spent: Counter[str]) -> str:
+    total = sum(spent.values()) or 1
+    return ", ".join(f"{kind} {time / total:.0%}" for kind, time in spent.most_common(_SHOWN))
