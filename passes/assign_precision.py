@@ -34,10 +34,12 @@ class AssignPrecision(Pass):
     not faster than the node as it is, it is declined. What each of the others costs in quality is
     measured by running the whole model with that node alone quantised. An integer programme takes
     the fastest mixture whose errors add up to the budget; the mixture is measured as a whole, and
-    what the programme may use up is corrected until the measured figures keep the budget. Samples
-    that calibrated a program do not judge it. Where the target leaves open what floats nodes run
-    in that are not quantised, that is decided first. The choice is written on the nodes, for
-    `insert-qdq`, and as a recipe into the artifact.
+    what the programme may use up is corrected until the measured figures keep the budget. One
+    scheme wherever it has a kernel is measured as well, unless its errors are far too many: between
+    such nodes nothing is converted, which timing them alone cannot show. Samples that calibrated a
+    program do not judge it. Where the target leaves open what floats nodes run in that are not
+    quantised, that is decided first. The choice is written on the nodes, for `insert-qdq`, and as a
+    recipe into the artifact.
     """
 
     name: ClassVar[str] = "assign-precision"
@@ -66,11 +68,11 @@ class AssignPrecision(Pass):
             )
         check_outputs(budget, module)
         plain, ctx.target = ctx.target, self._base(module, budget, ctx)
-        choices, seconds = candidates(module, ctx, by_size=bool(budget.of(["size"])))
-        evidence = self._gather(module, choices, budget, ctx)
-        sensitivity = Sensitivity.measure(module, choices, evidence, ctx)
+        known = candidates(module, ctx, by_size=bool(budget.of(["size"])))
+        evidence = self._gather(module, [*known.choices, *known.uniform], budget, ctx)
+        sensitivity = Sensitivity.measure(module, known.choices, evidence, ctx)
         trials = Trials(module, evidence, plain, ctx.target, ctx)
-        found = search(choices, seconds, sensitivity, budget, trials, ctx)
+        found = search(known, sensitivity, budget, trials, ctx)
         nodes = list(module.graph)
         precision = {
             str(node.name): found.precision.get(position, FULL)

@@ -17,7 +17,7 @@ from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.assign_precision import AssignPrecision
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import trial
-from aigcc.passes.quant.candidates import alike, candidates
+from aigcc.passes.quant.candidates import Candidates, alike, candidates
 from aigcc.passes.quant.choose import Bounds, Option, choose
 from aigcc.passes.quant.evidence import Evidence
 from aigcc.passes.quant.isolate import isolate
@@ -26,7 +26,10 @@ from aigcc.passes.quant.memory import Memory
 from aigcc.passes.quant.placement import find_scheme, schemes, weight_of
 from aigcc.passes.quant.quantise import Place
 from aigcc.passes.quant.readback import refuse_mismatches
+from aigcc.passes.quant.search import search
+from aigcc.passes.quant.sensitivity import Sensitivity
 from aigcc.passes.quant.switch import Choice, Switch
+from aigcc.passes.quant.trial import Figures
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.runtime import OrtSession
@@ -105,6 +108,23 @@ def test_the_fastest_mixture_within_the_bound_is_found(nodes, bound):
         assert sum(option.errors[0] for option in chosen) <= bound * (1 + 1e-4) + 1e-6
         best = min(feasible, default=np.inf)
         assert sum(option.seconds for option in chosen) <= best * 1.01 + 1e-4
+
+
+@pytest.mark.parametrize(("share", "chosen"), [(0.2, 3), (3.0, 0)])
+def test_one_scheme_for_all_is_measured_unless_it_is_far_from_the_budget(net, share, chosen):
+    scheme = schemes(None)["w8a8"]
+    every = [Choice(i, weight_of(node), (scheme,)) for i, node in enumerate(net.graph)]
+    known = Candidates(every[:2], [{"full": 1.0, "w8a8": 0.5}] * 2, every)
+    costs = Sensitivity({(choice.position, "w8a8"): {"sqnr": share} for choice in every})
+    latencies = {0: 1.0, 1: 1.1, 2: 0.9, 3: 0.5}  # of two nodes alone, the third in between is slow
+
+    class Trials:
+        def measure(self, precision):
+            figures = {"sqnr": 25.0, "latency": latencies[len(precision)]}
+            return Figures({"sqnr": 0.5 if precision else 0.0}, figures, {"latency": 1.0})
+
+    found = search(known, costs, Budget.parse("sqnr>=20"), Trials(), context(net))
+    assert found.precision == dict.fromkeys(range(chosen), "w8a8")
 
 
 def test_a_switch_that_is_off_changes_nothing_and_one_that_is_on_rounds(net):
@@ -269,7 +289,7 @@ def test_a_scheme_that_computes_in_floats_is_a_choice_only_for_its_size(by_size)
         { y = Conv (x, w) }"""
     module = Module.parse(text.replace("NUMBERS", ",".join("1" * 1024)))
     ctx = Context(target=make_target("mobile"), samples=load_samples(None, module))
-    choices, _ = candidates(module, ctx, by_size=by_size)
+    choices = candidates(module, ctx, by_size=by_size).choices
     names = {scheme.name for choice in choices for scheme in choice.schemes}
     assert (names >= {"w8", "w4"}) == by_size
     assert by_size or not names & {"w8", "w4"}

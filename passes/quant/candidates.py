@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -21,9 +22,23 @@ _LEAST = 5e-4  # of all nodes' time: for less, no error is worth it that samples
 _TOGETHER = 4  # nodes that are timed together; all weights on one embedding may not fit
 
 
-def candidates(
-    module: Module, ctx: Context, by_size: bool
-) -> tuple[list[Choice], list[Mapping[str, float]]]:
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """What there is to choose from.
+
+    Attributes:
+        choices: Nodes with the schemes that pay.
+        seconds: Of each choice by scheme, "full" among them.
+        uniform: The scheme that saves most, for all nodes that have it, paying or not: between
+            nodes in one scheme less is converted than around a node that is timed alone.
+    """
+
+    choices: Sequence[Choice]
+    seconds: Sequence[Mapping[str, float]]
+    uniform: Sequence[Choice]
+
+
+def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
     """The nodes with a scheme that pays here, and their seconds by scheme.
 
     Args:
@@ -39,6 +54,7 @@ def candidates(
     imports = dict(module.model.opset_imports)
     siblings = alike(fixed)
     found: list[tuple[ir.Node, Choice, Mapping[str, float]]] = []
+    timed: list[tuple[Choice, Mapping[str, float]]] = []
     for position, (node, sized) in enumerate(zip(module.graph, fixed.graph, strict=True)):
         weight = weight_of(node)
         fitting = [scheme for scheme in known if _is_fitting(scheme, node, by_size)]
@@ -55,12 +71,30 @@ def candidates(
             if scheme not in paying:
                 ratio = ratios[scheme.name]
                 ctx.decline(node, f"not {scheme.name}: {ratio:.2f} of its time", ratio=ratio)
+        timed.append((Choice(position, weight, tuple(fitting)), measured))
         if paying:
             found.append((node, Choice(position, weight, paying), measured))
     if not by_size:
         total = sum(measured[FULL] for _, _, measured in found)
         found = [entry for entry in found if _is_worth(*entry, total, ctx)]
-    return [choice for _, choice, _ in found], [measured for _, _, measured in found]
+    choices = [choice for _, choice, _ in found]
+    return Candidates(choices, [measured for _, _, measured in found], _uniform(timed))
+
+
+def _uniform(timed: Sequence[tuple[Choice, Mapping[str, float]]]) -> list[Choice]:
+    """All nodes that have the scheme that saves most, with that one alone."""
+    saved: dict[str, float] = {}
+    for choice, measured in timed:
+        for scheme in choice.schemes:
+            gain = measured[FULL] - measured[scheme.name]
+            saved[scheme.name] = saved.get(scheme.name, 0.0) + gain
+    best = max(saved, key=lambda name: saved[name], default="")
+    return [
+        dataclasses.replace(choice, schemes=(scheme,))
+        for choice, _ in timed
+        for scheme in choice.schemes
+        if scheme.name == best and saved[best] > 0
+    ]
 
 
 def alike(module: Module) -> dict[ir.Node, list[ir.Node]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aigcc.analysis.budget import QUALITY, Budget
+from aigcc.passes.quant.candidates import Candidates
 from aigcc.passes.quant.choose import Bounds, Option, choose
 from aigcc.passes.quant.quantise import FULL
 from aigcc.passes.quant.sensitivity import Sensitivity
@@ -19,6 +20,7 @@ _TRIALS = 6
 _ENOUGH = 0.85  # of the budget used up is near enough to it
 _AIM = 0.92
 _MOST = 0.97  # of the budget: the program itself is calibrated on all samples
+_FAR = 4.0  # times the budget, by the sums: not worth to be measured
 _SLACK = 1 + 1e-6  # what sums lose in the integer programme
 
 
@@ -47,8 +49,7 @@ class Found:
 
 
 def search(
-    choices: Sequence[Choice],
-    seconds: Sequence[Mapping[str, float]],
+    known: Candidates,
     sensitivity: Sensitivity,
     budget: Budget,
     trials: Trials,
@@ -58,7 +59,8 @@ def search(
 
     Without a bound on quality it is the best of those that keep the others. Errors of nodes add up
     only roughly, and so do their times: after each trial the sums that are allowed are scaled by
-    what the trial measured, and the programme solved again.
+    what the trial measured, and the programme solved again. What is lost or won between nodes no
+    sum says, so the mixture of one scheme wherever there is a kernel is measured, too.
 
     Raises:
         CompileError: nothing that was tried keeps the budget; says by how much the best missed it.
@@ -67,10 +69,22 @@ def search(
     if nothing.used > 1:
         return nothing
     options = [
-        _options(choice, times, sensitivity) for choice, times in zip(choices, seconds, strict=True)
+        _options(choice, times, sensitivity)
+        for choice, times in zip(known.choices, known.seconds, strict=True)
     ]
     kept: list[Found] = [nothing] if _keeps(nothing, budget) else []
     missed: list[Found] = []
+
+    def measure(name: str, precision: Mapping[int, str]) -> Found:
+        found = Found(precision, trials.measure(precision))
+        (kept if _keeps(found, budget) else missed).append(found)
+        ctx.note(None, f"{name}: {_describe(found, budget)}")
+        return found
+
+    uniform = {choice.position: choice.schemes[0].name for choice in known.uniform}
+    if uniform and nothing.figures.ratio is not None and _share(uniform, sensitivity) < _FAR:
+        ctx.progress("measuring one scheme for all nodes", 0.0)
+        measure("one scheme for all", uniform)
     allowed, pace = 1.0, 1.0
     tried: set[tuple[int, ...]] = set()
     for number in range(_TRIALS):
@@ -81,13 +95,11 @@ def search(
         chosen = [row[index] for row, index in zip(options, picked, strict=True)]
         precision = {
             choice.position: option.scheme
-            for choice, option in zip(choices, chosen, strict=True)
+            for choice, option in zip(known.choices, chosen, strict=True)
             if option.scheme != FULL
         }
         ctx.progress(f"measuring mixture {number + 1} as a whole", number / _TRIALS)
-        found = Found(precision, trials.measure(precision))
-        (kept if _keeps(found, budget) else missed).append(found)
-        ctx.note(None, f"mixture {number + 1}: {_describe(found, budget)}")
+        found = measure(f"mixture {number + 1}", precision)
         if _is_near(found, nothing, budget):
             break
         if found.used > nothing.used:
@@ -100,6 +112,12 @@ def search(
     if best is nothing:
         ctx.decline(None, "no mixture that keeps the budget is faster than the model as it is")
     return best
+
+
+def _share(precision: Mapping[int, str], sensitivity: Sensitivity) -> float:
+    """How often a mixture uses up the bounds, by the sum of what is known of its nodes."""
+    rows = [sensitivity.shares.get(choice, {}).values() for choice in precision.items()]
+    return max(map(sum, zip(*(row for row in rows if row), strict=True)), default=0.0)
 
 
 def _expected(chosen: Sequence[Option], nothing: Found) -> float:
