@@ -9,7 +9,7 @@ their outputs on other samples are compared with the original's in ONNX Runtime 
 optimisation. SQNR is of the worst sample. OpenVINO's and NNCF's programs are compiled as they come,
 for all shapes that they take, and in rows of their own for those of the samples, as aigcc's are.
 What OpenVINO runs is timed once more without ONNX Runtime, in turn with NNCF's int8 in bfloat16.
-aigcc starts without any measurement that it remembers. Needs `pip install aigcc[models,cpu]`, and
+aigcc starts without any measurement that it remembers. Needs `pip install -e '.[models,cpu]'`, and
 for trained models and real data `python -m aigcc.models.fetch`. Prints a table for each model.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -35,6 +36,7 @@ from aigcc.benchmark import Timing, interleave
 from aigcc.errors import CompileError
 from aigcc.runtime import OrtSession
 from aigcc.target import Session
+from aigcc.targets import make_target
 
 CACHE = Path(".cache")
 TOGETHER = 6  # programs that are timed in turn with ONNX Runtime on the original
@@ -92,7 +94,9 @@ def main() -> None:
     parser.add_argument("--tools", default="", help="only rows whose name starts so; with commas")
     parser.add_argument("--rounds", type=int, default=1, help="how often each tool builds")
     parser.add_argument("--seconds", type=float, default=60, help="for all latencies of a model")
-    parser.add_argument("--reuse", action="store_true", help="take programs that are built already")
+    parser.add_argument(
+        "--reuse", action="store_true", help="take programs that the same command built"
+    )
     arguments = parser.parse_args()
     try:
         for name in arguments.models.split(","):
@@ -106,6 +110,7 @@ def main() -> None:
 def _compare(name: str, arguments: argparse.Namespace) -> None:
     model = MODELS[name]
     prepared = prepare(name, model, CACHE)
+    make_target("cpu").check_tools()
     tools = list(tools_for(model, prepared, CACHE))
     wanted = tuple(arguments.tools.split(","))
     tools = tools[:1] + [tool for tool in tools[1:] if tool.name.startswith(wanted)]
@@ -138,8 +143,11 @@ def _build(
 def _runs(row: Row, rounds: int, *, reuse: bool) -> list[Finished]:
     """Build a program several times, or read what an earlier run of this script wrote down."""
     record = row.folder.with_suffix(".json")
+    made_of = _digest(row.tool.command)
     if reuse and record.exists():
-        return [Finished(**finished) for finished in json.loads(record.read_text())]
+        known = json.loads(record.read_text())
+        if known["made_of"] == made_of:
+            return [Finished(**finished) for finished in known["runs"]]
     for peer in ("onnxruntime", "openvino"):
         if f"peers-{peer}" in row.tool.command[0]:
             make_venv(peer, CACHE)
@@ -154,8 +162,17 @@ def _runs(row: Row, rounds: int, *, reuse: bool) -> list[Finished]:
                 for part in row.tool.command
             ]
             runs.append(run(command, row.folder.with_suffix(".log")))
-    record.write_text(json.dumps([dataclasses.asdict(finished) for finished in runs]))
+    facts = [dataclasses.asdict(finished) for finished in runs]
+    record.write_text(json.dumps({"made_of": made_of, "runs": facts}))
     return runs
+
+
+def _digest(command: Sequence[str]) -> str:
+    """Of a command and the scripts and recipes that it names."""
+    digest = hashlib.blake2b(repr(command).encode(), digest_size=12)
+    for file in re.findall(r"[^\s'\"]+\.(?:py|toml)\b", " ".join(command)):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def _failure(output: str) -> str:
@@ -212,8 +229,8 @@ def _open(row: Row, judge: Judge) -> Session | None:
     try:
         session = row.tool.open(row.folder)
         judge.look(row, session)
-    except CompileError as error:
-        row.note = f"does not run: {error.what[:160]}".replace("|", "/")
+    except (CompileError, RuntimeError, ValueError) as error:
+        row.note = f"does not run: {str(error)[:160]}".replace("|", "/").replace("\n", " ")
         return None
     row.fault, row.size = row.tool.fault(row.folder), row.tool.size(row.folder)
     return session

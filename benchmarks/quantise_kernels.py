@@ -34,20 +34,24 @@ def slowest_of_onnxruntime(path: Path, feeds: Feeds) -> str:
     return _shown(spent)
 
 
-def slowest_of_openvino(path: Path, properties: Mapping[str, Any], feeds: Feeds) -> str:
-    """The kinds of operations that take most of a program's time in OpenVINO, with their shares."""
+def slowest_of_openvino(
+    path: Path, properties: Mapping[str, Any], feeds: Feeds, is_static: bool
+) -> str:
+    """The kinds of operations that take most of a program's time in OpenVINO, with their shares.
+
+    Args:
+        path: The model.xml.
+        properties: OpenVINO's properties.
+        feeds: What to run it on.
+        is_static: Whether it is compiled for the shapes of these alone.
+    """
     import openvino
 
     core = openvino.Core()
     model = core.read_model(path)
-    model.reshape(
-        {
-            port: list(feeds[name].shape)
-            for port in model.inputs
-            for name in port.names
-            if name in feeds
-        }
-    )
+    if is_static:
+        shapes = {name: list(array.shape) for name, array in feeds.items()}
+        model.reshape({port: shapes[port.get_any_name()] for port in model.inputs})
     compiled = core.compile_model(model, "CPU", {**properties, "PERF_COUNT": True})
     request = compiled.create_infer_request()
     given = {port: feeds[name] for port in compiled.inputs for name in port.names if name in feeds}

@@ -79,7 +79,9 @@ class Tool:
         if self.runtime == "onnxruntime":
             return slowest_of_onnxruntime(folder / MODEL, feeds)
         facts = Artifact.load(folder).manifest["facts"] if self.target else {}
-        return slowest_of_openvino(folder / NETWORK, facts.get("properties", self._hints), feeds)
+        properties = facts.get("properties", self._hints)
+        is_static = self.is_static or bool(self.target)
+        return slowest_of_openvino(folder / NETWORK, properties, feeds, is_static)
 
     def size(self, folder: Path) -> int:
         """Bytes of the program: graph and weights."""
@@ -121,7 +123,12 @@ def _onnxruntime(model: Model, prepared: Prepared, cache: Path) -> Iterator[Tool
         python = cache / "peers-onnxruntime" / "bin" / "python"
         return tuple(map(str, (python, HERE / "peers" / script, *arguments, f"{{out}}/{MODEL}")))
 
-    rows = {"quantize_dynamic": "dynamic", "static, all": "all", "static, products": "products"}
+    rows = {
+        "quantize_dynamic": "dynamic",
+        "static, all": "all",
+        "static, products": "products",
+        "static, products of weights": "weights",
+    }
     for name, method in rows.items():
         run = command("run_ort_quantise.py", method, prepared.path, prepared.calibration)
         yield Tool(f"ONNX Runtime {name}", run)
@@ -140,11 +147,13 @@ def _openvino(model: Model, prepared: Prepared, cache: Path) -> Iterator[Tool]:
     yield Tool("OpenVINO fp32", converted, hint="f32")
     yield Tool("OpenVINO bf16 hint", converted, hint="bf16")
     yield Tool("OpenVINO bf16 hint, static shapes", converted, hint="bf16", is_static=True)
-    kind = "transformer" if model.is_transformer else "plain"
-    quantised = command("run_nncf.py", kind, prepared.path, prepared.calibration)
-    yield Tool("NNCF int8, rest fp32", quantised, hint="f32")
-    yield Tool("NNCF int8, rest bf16", quantised, hint="bf16")
-    yield Tool("NNCF int8, rest bf16, static shapes", quantised, hint="bf16", is_static=True)
+    kinds = {"": "performance", " mixed": "mixed"}
+    for name, kind in ({"": "transformer"} if model.is_transformer else kinds).items():
+        quantised = command("run_nncf.py", kind, prepared.path, prepared.calibration)
+        yield Tool(f"NNCF int8{name}, rest fp32", quantised, hint="f32")
+        yield Tool(f"NNCF int8{name}, rest bf16", quantised, hint="bf16")
+        static = f"NNCF int8{name}, rest bf16, static shapes"
+        yield Tool(static, quantised, hint="bf16", is_static=True)
 
 
 def _aigcc(

@@ -1,4 +1,9 @@
-"""ONNX Runtime's quantisation as it recommends it: METHOD MODEL SAMPLES OUT."""
+"""ONNX Runtime's quantisation as it recommends it: METHOD MODEL SAMPLES OUT.
+
+METHOD is "dynamic"; or static for "all" operators, for "products", which are convolutions and all
+matrix products, or for products with "weights" alone. Where symbolic shape inference, a part of its
+pre-processing that may be skipped, does not know an operator, it is skipped.
+"""
 
 import os
 import sys
@@ -27,7 +32,12 @@ method, *places = sys.argv[1:]
 model, samples, out = (str(Path(place).resolve()) for place in places)
 os.chdir(Path(out).parent)  # ONNX Runtime leaves scratch files where it runs
 prepared = Path(out).with_suffix(".prepared.onnx")
-quant_pre_process(model, prepared)
+try:
+    quant_pre_process(model, prepared)
+except Exception as error:  # it raises nothing more special
+    if "symbolic shape" not in str(error):
+        raise
+    quant_pre_process(model, prepared, skip_symbolic_shape=True)
 if method == "dynamic":
     quantize_dynamic(prepared, out, per_channel=True)
 else:
@@ -40,5 +50,6 @@ else:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": method == "weights"},
     )
 prepared.unlink()
