@@ -233,7 +233,9 @@ def build(
         ctx.maker = target.name
         progress(f"lowering for {target.name}", 0.0)
         lowered = target.lower(module, staging, ctx)
-        refuse_mismatches(module, target, lowered.precision)
+        if unknown := refuse_mismatches(module, target, lowered.precision):
+            count = f"{len(unknown)} quantised products, {unknown[0]} first"
+            ctx.note(None, f"the program does not say what it computes in: {count}")
         (staging / "example.py").write_text(target.example(module, lowered.entry), "utf-8")
         if ctx.recipe is not None:
             ctx.recipe.save(staging / RECIPE)
@@ -260,7 +262,9 @@ def build(
             "entry": lowered.entry,
             "device_files": list(lowered.files),
             "source": _name(source),
-            "command": _build_command(source, target, pipeline, samples, roots, verify),
+            "command": _build_command(
+                source, target, pipeline, samples, calibration, roots, verify
+            ),
             "versions": _versions(),
             "inputs": [describe_value(value, rows.get(value.name)) for value in module.inputs],
             "outputs": [describe_value(value) for value in module.outputs],
@@ -324,12 +328,7 @@ def _quantisation(budget: str | None, recipe: str | Path | None) -> list[Pass]:
         return []
     if recipe is not None:
         Recipe.load(recipe)  # what is wrong with it is said before anything is done
-    if recipe is None:
-        assign = AssignPrecision(budget=str(budget))
-    elif budget is None:
-        assign = AssignPrecision(recipe=str(recipe))
-    else:
-        assign = AssignPrecision(budget=budget, recipe=str(recipe))
+    assign = AssignPrecision(budget=budget or "", recipe="" if recipe is None else str(recipe))
     return [assign, InsertQdq(scheme=FULL)]
 
 
@@ -390,18 +389,21 @@ def _build_command(
     target: Target,
     pipeline: Sequence[Pass],
     samples: object,
+    calibration: object,
     roots: Iterable[Path],
     verify: Verify,
 ) -> str | None:
     """What builds this again where the files that it names lie; None if Python is needed."""
     from aigcc.targets import TARGETS
 
-    if not _is_command(source, pipeline, samples) or TARGETS.get(target.name) is not type(target):
+    named = _is_command(source, pipeline, samples) and isinstance(calibration, str | Path | None)
+    if not named or TARGETS.get(target.name) is not type(target):
         return None
     words = ["aigcc", "build", _name(source), "-t", show(target, target.name)]
     if format(pipeline) != format(parse(target.pipeline())):
         words += ["-p", format(pipeline)]
     words += [] if samples is None else ["--samples", _name(samples)]
+    words += [] if calibration is None else ["--calibration", _name(calibration)]
     for root in roots:
         words += ["--data-root", Path(root).name]
     words += [] if verify == "numeric" else ["--verify", verify]

@@ -201,17 +201,19 @@ def _download(name: str, into: Path) -> Path:
 
 def main(names: list[str]) -> int:
     """Fetch `names`, or every package, and print what can be built from each."""
-    try:
-        for name in names or sorted(PACKAGES):
+    failed = 0
+    for name in names or sorted(PACKAGES):
+        try:
             path = fetch(name)
-            print(f"{name} {PACKAGES[name].version} in {path}")
-            specs = [f"aigcc.models.{entry.spec}" for entry in CATALOGUE if entry.needs == name]
-            for source in sorted(path.rglob("*.onnx")) or specs:
-                print(f"  aigcc build {source}")
-    except CompileError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        except CompileError as error:
+            print(error, file=sys.stderr)
+            failed = 1
+            continue
+        print(f"{name} {PACKAGES[name].version} in {path}")
+        specs = [f"aigcc.models.{entry.spec}" for entry in CATALOGUE if entry.needs == name]
+        for source in sorted(path.rglob("*.onnx")) or specs:
+            print(f"  aigcc build {source}")
+    return failed
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 from aigcc.target import Target
 
+_DEFAULT = "sqnr>=30"
+
 
 @dataclasses.dataclass(frozen=True)
 class AssignPrecision(Pass):
@@ -45,22 +47,28 @@ class AssignPrecision(Pass):
     name: ClassVar[str] = "assign-precision"
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "fuse", "legalize")
     exact: ClassVar[bool] = False
-    budget: str = option("sqnr>=30", "what has to hold, such as sqnr>=30,size<=0.3x")
+    budget: str = option(
+        "", f"what has to hold, such as sqnr>=30,size<=0.3x; {_DEFAULT} for a search by default"
+    )
     recipe: str = option("", "a recipe to replay: nothing is measured then")
     calibration: Method = option("mse", "how the range of an activation is chosen")
     samples: int = option(1, "how many samples of each half sensitivity is measured on")
 
     def __post_init__(self) -> None:
-        Budget.parse(self.budget)  # what is wrong with it is said before anything is done
+        Budget.parse(self.budget or _DEFAULT)  # what is wrong is said before anything is done
 
     def run(self, module: Module, ctx: Context) -> None:
         """Replay a recipe, or find one."""
-        recipe = Recipe.load(self.recipe) if self.recipe else self._find(module, ctx)
+        if self.recipe:
+            recipe = Recipe.load(self.recipe)
+            budget = Budget.parse(self.budget) if self.budget else None
+        else:
+            budget = Budget.parse(self.budget or _DEFAULT)
+            recipe = self._find(module, budget, ctx)
         _apply(recipe, module, ctx)
-        ctx.recipe, ctx.budget = recipe, Budget.parse(self.budget)
+        ctx.recipe, ctx.budget = recipe, budget
 
-    def _find(self, module: Module, ctx: Context) -> Recipe:
-        budget = Budget.parse(self.budget)
+    def _find(self, module: Module, budget: Budget, ctx: Context) -> Recipe:
         if ctx.target is None or ctx.samples is None:
             raise CompileError(
                 "a budget needs a target, and samples to measure on",

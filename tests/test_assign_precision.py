@@ -318,6 +318,22 @@ def test_the_best_mixture_that_breaks_a_budget_is_kept_as_a_recipe(net, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "net.onnx", best.name]
 
 
+def test_a_recipe_is_replayed_whatever_quality_it_was_made_for(net, tmp_path):
+    net.save(tmp_path / "net.onnx")
+    names = ("first", "second", "third")
+    lines = [f'{name} = "w4"' for name in names]
+    (tmp_path / "recipe.toml").write_text("\n".join(["[precision]", *lines]))
+    made = aigcc.build(
+        tmp_path / "net.onnx",
+        "mobile",
+        tmp_path / "out",
+        samples=lambda: samples(1),
+        recipe=tmp_path / "recipe.toml",
+    )
+    (row,) = made.artifact.manifest["quality"]["outputs"]
+    assert 10 < row["sqnr"] < 25
+
+
 def test_a_recipe_for_another_model_is_refused(net, tmp_path):
     Recipe({"frist": "w8a8"}).save(tmp_path / "recipe.toml")
     with pytest.raises(CompileError, match="frist") as error:
@@ -336,7 +352,7 @@ def test_a_scheme_that_the_target_has_not_is_refused(net, tmp_path):
 def test_what_is_read_back_must_be_what_was_planned(net):
     target, ctx = make_target("mobile"), context(net)
     PassManager([InsertQdq(scheme="w8a8")]).run(net, ctx)
-    refuse_mismatches(net, target, {"first": "int8", "second": "int8"})
+    assert refuse_mismatches(net, target, {"first": "int8", "second": "int8"}) == ["third"]
     with pytest.raises(CompileError, match="1 of the quantised nodes") as error:
         refuse_mismatches(net, target, {"first": "int8", "second": "float"})
     assert "second (MatMul) as w8a8 runs in float" in str(error.value)

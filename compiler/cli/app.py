@@ -77,7 +77,8 @@ def _root(
 ) -> None:
     """A compiler for generative models.
 
-    It takes an nn.Module, .pt2 or ONNX, and makes a program for ONNX Runtime, TensorRT or TVM.
+    It takes an nn.Module, .pt2 or ONNX, and makes a program for ONNX Runtime, OpenVINO, TensorRT or
+    TVM.
 
     Example: `aigcc build model.onnx --target mobile -o out`
     """

@@ -264,6 +264,7 @@ def doctor(json: Json = False) -> None:
         "onnx",
         "onnx-ir",
         "onnxruntime",
+        "openvino",
         "torch",
         "apache-tvm",
         "tensorrt-rtx",

@@ -13,10 +13,10 @@ from aigcc.target import Target, node_label
 _SHOWN = 12
 
 
-def refuse_mismatches(module: Module, target: Target, precision: Mapping[str, str]) -> None:
-    """Do nothing if every product that was quantised is computed in the dtype of its scheme.
+def refuse_mismatches(module: Module, target: Target, precision: Mapping[str, str]) -> list[str]:
+    """The products that were quantised and that nothing was read back of.
 
-    Nodes that the target cannot tell the precision of are left out.
+    All others are computed in the dtype of their scheme.
 
     Args:
         module: The module that was lowered; quantised nodes keep the name of their scheme.
@@ -26,15 +26,16 @@ def refuse_mismatches(module: Module, target: Target, precision: Mapping[str, st
     Raises:
         TargetError: some are not; names each with what it was to run in and what it runs in.
     """
-    wrong = []
+    wrong, unknown = [], []
     for node in module.graph:
-        scheme = node.metadata_props.get(PRECISION, FULL)
-        found = precision.get(node_label(node))
-        if scheme == FULL or found is None:
+        name = node.metadata_props.get(PRECISION, FULL)
+        if name == FULL or (scheme := find_scheme(name, target)).computes_in == "float":
             continue
-        planned = find_scheme(scheme, target).computes_in
-        if planned not in ("float", found):
-            wrong.append(f"{node_label(node)} ({node.op_type}) as {scheme} runs in {found}")
+        found = precision.get(node_label(node))
+        if found is None and node.op_type.removesuffix("Integer") in scheme.kernels:
+            unknown.append(node_label(node))
+        elif found not in (None, scheme.computes_in):
+            wrong.append(f"{node_label(node)} ({node.op_type}) as {name} runs in {found}")
     if wrong:
         shown = wrong[:_SHOWN] + ([f"and {len(wrong) - _SHOWN} more"] if wrong[_SHOWN:] else [])
         raise TargetError(
@@ -42,3 +43,4 @@ def refuse_mismatches(module: Module, target: Target, precision: Mapping[str, st
             at="\n      ".join(shown),
             hint="leave these nodes full in the recipe, or report the form that the runtime missed",
         )
+    return unknown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -45,15 +45,8 @@ def save_model(model: Any, path: Path) -> None:
 
 def _angles(model: Any) -> Iterator[Any]:
     """Sin and Cos, and all between them and the last product or input."""
-    pending = [op for op in model.get_ops() if op.get_type_name() in _PERIODIC]
-    seen = set()
-    while pending:
-        op = pending.pop()
-        if op.get_friendly_name() in seen or op.get_type_name() in _SOURCES:
-            continue
-        seen.add(op.get_friendly_name())
-        pending += [port.get_source_output().get_node() for port in op.inputs()]
-        yield op
+    starts = [op for op in model.get_ops() if op.get_type_name() in _PERIODIC]
+    return _reached(starts, _producers, lambda op: True)
 
 
 def _variances(model: Any) -> Iterator[Any]:
@@ -62,21 +55,34 @@ def _variances(model: Any) -> Iterator[Any]:
     And what that is computed with, down to other sums: those themselves read large tensors, and
     write float32 by themselves.
     """
-    pending = [
-        port.get_node()
-        for op in model.get_ops()
-        if op.get_type_name() == _SQUARES
-        for port in op.output(0).get_target_inputs()
-    ]
-    seen = set()
+    squares = [op for op in model.get_ops() if op.get_type_name() == _SQUARES]
+    starts = [user for op in squares for user in _users(op)]
+    return _reached(starts, lambda op: [*_users(op), *_producers(op)], _is_narrow)
+
+
+def _reached(
+    starts: Iterable[Any],
+    neighbours: Callable[[Any], Iterable[Any]],
+    is_wanted: Callable[[Any], bool],
+) -> Iterator[Any]:
+    """The operations that lead on from some, each once; it ends at products and inputs."""
+    pending, seen = list(starts), set()
     while pending:
         op = pending.pop()
-        if op.get_friendly_name() in seen or op.get_type_name() in _SOURCES or not _is_narrow(op):
+        name = op.get_friendly_name()
+        if name in seen or op.get_type_name() in _SOURCES or not is_wanted(op):
             continue
-        seen.add(op.get_friendly_name())
-        pending += [port.get_node() for port in op.output(0).get_target_inputs()]
-        pending += [port.get_source_output().get_node() for port in op.inputs()]
+        seen.add(name)
+        pending += neighbours(op)
         yield op
+
+
+def _users(op: Any) -> list[Any]:
+    return [port.get_node() for port in op.output(0).get_target_inputs()]
+
+
+def _producers(op: Any) -> list[Any]:
+    return [port.get_source_output().get_node() for port in op.inputs()]
 
 
 def _is_narrow(op: Any) -> bool:
