@@ -23,7 +23,7 @@ from aigcc.artifact import (
 )
 from aigcc.errors import CompileError, ModelError, TargetError, VerifyError
 from aigcc.ir.module import Module
-from aigcc.ir.names import Names
+from aigcc.ir.names import name_apart
 from aigcc.ir.verify import verify as verify_module
 from aigcc.options import show
 from aigcc.passes.quant.quantise import FULL
@@ -134,7 +134,7 @@ def _load_path(source: str | Path, roots: Iterable[Path]) -> Module:
             "(nn.Module, inputs[, dynamic shapes]) or the path of a model",
         )
     module = Module.load(path, roots=roots)
-    _name_apart(module)
+    name_apart(module)  # ONNX Runtime refuses nodes of one name
     return module
 
 
@@ -145,15 +145,6 @@ def _guess(path: Path) -> str:
     if near:
         return f"did you mean {str(path.with_name(near[0]))!r}?"
     return "give a file that ends with .onnx, .onnxtxt or .pt2, or package.module:callable"
-
-
-def _name_apart(module: Module) -> None:
-    """Let no two nodes share a name: ONNX Runtime refuses that, and messages would be unclear."""
-    names, seen = Names(module), set()
-    for node in module.nodes():
-        if node.name and node.name in seen:
-            node.name = names.fresh(node.name)
-        seen.add(node.name)
 
 
 def build(
@@ -320,14 +311,18 @@ def _pipeline(
 
 def _quantisation(budget: str | None, recipe: str | Path | None) -> list[Pass]:
     """The passes that quantise within a budget, or as a recipe says."""
+    from aigcc.analysis.budget import Budget
     from aigcc.analysis.recipe import Recipe
     from aigcc.passes.assign_precision import AssignPrecision
     from aigcc.passes.insert_qdq import InsertQdq
 
     if budget is None and recipe is None:
         return []
+    # what is wrong with them is said before anything is done
     if recipe is not None:
-        Recipe.load(recipe)  # what is wrong with it is said before anything is done
+        Recipe.load(recipe)
+    if budget is not None:
+        Budget.parse(budget)
     assign = AssignPrecision(budget=budget or "", recipe="" if recipe is None else str(recipe))
     return [assign, InsertQdq(scheme=FULL)]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from aigcc.analysis.budget import Budget
 from aigcc.analysis.calibration.cache import digest_of
-from aigcc.analysis.damage import Damage
+from aigcc.analysis.damage import Damage, check_outputs
 from aigcc.analysis.metrics import OutputError, compare_outputs
 from aigcc.errors import CompileError, TargetError
 from aigcc.ir.module import Module
@@ -125,8 +125,10 @@ def measure(
     With a budget the figures that it bounds are taken as well.
 
     Raises:
-        CompileError: the original cannot run.
+        CompileError: the original cannot run, or has no output that the budget can be measured on.
     """
+    if budget is not None:
+        check_outputs(budget, original)
     quality = Quality(damage=None if budget is None else Damage(budget))
     reference = OrtSession(original, optimise=False, threads=threads)
     for feeds in samples:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -19,6 +18,7 @@ from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.ir.text.facts import module_path, source_line
+from aigcc.ir.weights import is_float
 from aigcc.passes.quant.placement import Scheme, schemes, weight_of
 from aigcc.passes.quant.quantise import (
     FULL,
@@ -194,7 +194,7 @@ class _Exact:
         session = OrtSession(module, threads=ctx.threads)
         feeds = list(ctx.samples.at(ctx.samples.spaced(_SAMPLES)))
         outputs = [ctx.samples.run(session, feed) for feed in feeds]
-        if not any(np.issubdtype(array.dtype, np.floating) for array in outputs[0].values()):
+        if not any(is_float(array) for array in outputs[0].values()):
             raise CompileError("no output of the model is a float, so there is no SQNR of it")
         return cls(feeds, outputs)
 

@@ -12,6 +12,7 @@ from aigcc.analysis.damage import check_outputs
 from aigcc.analysis.recipe import BudgetMissed, Recipe
 from aigcc.errors import CompileError, did_you_mean
 from aigcc.ir.module import Module
+from aigcc.ir.names import name_apart
 from aigcc.options import option, show
 from aigcc.passes.quant.candidates import candidates
 from aigcc.passes.quant.evidence import Evidence
@@ -59,6 +60,7 @@ class AssignPrecision(Pass):
 
     def run(self, module: Module, ctx: Context) -> None:
         """Replay a recipe, or find one."""
+        name_apart(module, every=True)  # recipes go by names
         if self.recipe:
             recipe = Recipe.load(self.recipe)
             budget = Budget.parse(self.budget) if self.budget else None
@@ -85,7 +87,7 @@ class AssignPrecision(Pass):
         precision = {
             str(node.name): found.precision.get(position, FULL)
             for position, node in enumerate(nodes)
-            if weight_of(node) is not None
+            if weight_of(node) is not None or position in found.precision
         }
         facts = {"budget": str(budget), "samples": ctx.samples.source, **found.facts()}
         recipe = Recipe(precision, show(ctx.target, ctx.target.name), facts)

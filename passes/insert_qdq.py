@@ -181,11 +181,11 @@ class InsertQdq(Pass):
         settled: dict[Key, Term] = dict(tuning.rounded)
 
         def term_of(place: Place) -> Term:
-            key = key_of(place.weight, place.scheme)
+            without = tuning.split(place.node, place.scheme)
+            key = key_of(place.weight, place.scheme, without)
             floor = regions.floor(place.node, place.scheme)
             if key in settled and is_above(settled[key].scale, floor):
                 return settled[key]
-            without = tuning.split(place.node, place.scheme)
             term = make_terms(place.weight, place.scheme, self._clip, floor, without)[0]
             return settled.setdefault(key, term) if key not in settled else term
 

@@ -98,18 +98,24 @@ class Budget:
     def missed(
         self, measured: Mapping[str, float], original: Mapping[str, float]
     ) -> list[tuple[Limit, float]]:
-        """The limits that figures break, with the figure; metrics nobody measured are left out."""
+        """The limits that figures break, with the figure.
+
+        Quality that nobody measured breaks its limits, with NaN; size and latency do not.
+        """
+        known = {**dict.fromkeys(QUALITY, math.nan), **measured}
         return [
-            (limit, measured[limit.metric])
+            (limit, known[limit.metric])
             for limit in self.limits
-            if limit.metric in measured
-            and not limit.holds(measured[limit.metric], original.get(limit.metric, 0.0))
+            if limit.metric in known
+            and not limit.holds(known[limit.metric], original.get(limit.metric, 0.0))
         ]
 
     def shortfall(self, measured: Mapping[str, float], original: Mapping[str, float]) -> str:
         """By how much figures break the limits, in words: `sqnr is 28.3 dB, not 30 dB`."""
         return "; ".join(
-            f"{limit.metric} is {limit.show(figure)}, "
+            f"{limit.metric} could not be measured"
+            if math.isnan(figure)
+            else f"{limit.metric} is {limit.show(figure)}, "
             f"not {limit.show(limit.value(original.get(limit.metric, 0.0)))}"
             for limit, figure in self.missed(measured, original)
         )

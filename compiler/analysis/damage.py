@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +16,14 @@ from aigcc.analysis.budget import QUALITY, Budget, Limit
 from aigcc.analysis.metrics import Agreement
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
+from aigcc.ir.weights import is_float
 
 Array = npt.NDArray[Any]
 
 _PEAK_OVER_RMS = 4.0  # of an error that is about normal
 _ROWS = 256
+_TOKENS = ("decoder_input_ids", "input_ids", "token_ids", "tokens", "ids")  # the likeliest first
+_NO_TOKENS = re.compile("mask|position|token_type|segment")
 
 
 @dataclasses.dataclass
@@ -40,15 +44,13 @@ class Likelihood:
     rows: int = 0
     tokens: int = 0
 
-    def add(self, reference: Array, other: Array, tokens: Array | None) -> None:
+    def add(self, reference: Array, other: Array, tokens: Array) -> None:
         """Take in logits of one sample, [..., tokens, vocabulary], and the tokens [..., tokens]."""
         count = reference.shape[-1]
         a, b = reference.reshape(-1, count), other.reshape(-1, count)
-        following = np.full(a.shape[0], -1)
-        if tokens is not None:
-            following = np.concatenate(
-                [tokens[..., 1:], np.full_like(tokens[..., :1], -1)], axis=-1
-            ).reshape(-1)
+        following = np.concatenate(
+            [tokens[..., 1:], np.full_like(tokens[..., :1], -1)], axis=-1
+        ).reshape(-1)
         for start in range(0, a.shape[0], _ROWS):
             part = slice(start, start + _ROWS)
             p, q, then = _log_softmax(a[part]), _log_softmax(b[part]), following[part]
@@ -91,7 +93,7 @@ class Damage:
         self._figures: dict[str, float] = {}
         self._likelihoods: defaultdict[str, Likelihood] = defaultdict(Likelihood)
         self._is_language = any(limit.metric == "perplexity" for limit in self.limits)
-        self._has_tokens = False
+        self._is_logits: dict[str, bool] = {}
 
     def add(
         self, feeds: Mapping[str, Array], reference: Mapping[str, Array], other: Mapping[str, Array]
@@ -102,32 +104,35 @@ class Damage:
             CompileError: perplexity has a bound, and no output has logits for an input's tokens.
         """
         for name, expected in reference.items():
-            if not np.issubdtype(expected.dtype, np.floating):
+            if not is_float(expected):
                 continue
             sums = Agreement()
             sums.add(expected, other[name])
             self._keep(name, sums)
             if self._is_language and expected.ndim > 1:
-                tokens = _tokens(feeds, expected.shape[:-1])
-                self._has_tokens |= tokens is not None
-                self._likelihoods[name].add(expected, other[name], tokens)
-        if self._is_language and not self._has_tokens:
+                tokens = _tokens(feeds, expected)
+                self._is_logits[name] = self._is_logits.get(name, True) and tokens is not None
+                if tokens is not None:
+                    self._likelihoods[name].add(expected, other[name], tokens)
+        if self._is_language and not any(self._is_logits.values()):
             raise CompileError(
-                "perplexity has no meaning here: no output has a row of numbers for each token of "
-                "an input",
+                "perplexity has no meaning here: no output has logits over a vocabulary for each "
+                "token of an input",
                 hint="bound sqnr, psnr or cosine instead",
             )
 
     def used(self) -> dict[str, float]:
         """By bound and output, how much of what is allowed is used up; 1 is just kept.
 
-        It is proportional to the power of the error, so that independent errors add up.
+        It is proportional to the power of the error, so that independent errors add up. An output
+        that is no logits uses up nothing of a perplexity.
         """
         shares = dict(self._shares)
         for limit in self.limits:
             if limit.metric == "perplexity":
-                for name, row in self._likelihoods.items():
-                    allowed = math.log(limit.bound) if limit.relative and limit.bound > 1 else 1e-3
+                allowed = math.log(limit.bound) if limit.relative and limit.bound > 1 else 1e-3
+                for name, is_logits in self._is_logits.items():
+                    row = self._likelihoods[name] if is_logits else Likelihood()
                     share = row.divergence / max(row.rows, 1) / allowed
                     shares[f"{limit.text} of {name}"] = share
         return shares
@@ -157,7 +162,9 @@ class Damage:
             self._figures[metric] = max(self._figures.get(metric, 0.0), number)
 
     def _spoken(self) -> list[Likelihood]:
-        return [row for row in self._likelihoods.values() if row.tokens]
+        return [
+            row for name, row in self._likelihoods.items() if self._is_logits[name] and row.tokens
+        ]
 
 
 def _allowed(limit: Limit, sums: Agreement) -> float:
@@ -172,12 +179,32 @@ def _allowed(limit: Limit, sums: Agreement) -> float:
     return float(sums.elements * (limit.bound * reach / _PEAK_OVER_RMS) ** 2)
 
 
-def _tokens(feeds: Mapping[str, Array], shape: tuple[int, ...]) -> Array | None:
-    """The input that the rows of logits are for: whole numbers, one a row."""
-    for array in feeds.values():
-        if array.shape == shape and np.issubdtype(array.dtype, np.integer):
-            return array
-    return None
+def _tokens(feeds: Mapping[str, Array], output: Array) -> Array | None:
+    """The input whose tokens an output has logits for: one a row, all of them in the vocabulary.
+
+    Of several, the one with a usual name is taken, or one that is neither a mask nor positions; the
+    order of the feeds decides nothing.
+    """
+    found = {
+        name: array
+        for name, array in feeds.items()
+        if array.shape == output.shape[:-1]
+        and np.issubdtype(array.dtype, np.integer)
+        and not _NO_TOKENS.search(name.lower())
+    }
+    if not found:
+        return None
+    tokens = found[min(found, key=lambda name: _oddity(name, found[name]))]
+    return tokens.astype(np.int64) if tokens.max(initial=0) < output.shape[-1] else None
+
+
+def _oddity(name: str, array: Array) -> tuple[int, bool, str]:
+    """Orders inputs by how much they look like token ids: the likeliest first."""
+    last = re.split("[./:]", name.lower())[-1]
+    usual = _TOKENS.index(last) if last in _TOKENS else len(_TOKENS)
+    is_mask = bool(((array == 0) | (array == 1)).all())
+    is_positions = bool((np.diff(array, axis=-1) == 1).all())
+    return usual, is_mask or is_positions, name
 
 
 def _log_softmax(array: Array) -> Array:

@@ -5,6 +5,22 @@ from __future__ import annotations
 from aigcc.ir.module import Module
 
 
+def name_apart(module: Module, *, every: bool = False) -> None:
+    """Let no two nodes share a name.
+
+    Args:
+        module: Changed in place.
+        every: Also give nodes without a name one, after their first output.
+    """
+    names, seen = Names(module), set()
+    for node in module.nodes():
+        if node.name and node.name in seen:
+            node.name = names.fresh(node.name)
+        elif every and not node.name:
+            node.name = names.fresh(f"{node.op_type}_{node.outputs[0].name}")
+        seen.add(node.name)
+
+
 class Names:
     """Hands out names that no value or node of the module has."""
 

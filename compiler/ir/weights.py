@@ -112,6 +112,12 @@ def scalar(value: onnx_ir.Value | None) -> float | int | None:
     return None
 
 
+def is_float(array: npt.NDArray[Any]) -> bool:
+    """Whether an array is of floats; numpy does not count the narrow types of `ml_dtypes`."""
+    is_text = array.dtype.kind in "OSU"
+    return not is_text and onnx_ir.DataType.from_numpy(array.dtype).is_floating_point()
+
+
 def is_small(tensor: onnx_ir.TensorProtocol) -> bool:
     """Whether a tensor is small enough to be copied, folded and printed without a thought."""
     return tensor.nbytes <= SMALL

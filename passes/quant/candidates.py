@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -11,8 +11,8 @@ from aigcc.cache import cache_folder
 from aigcc.ir.module import Module
 from aigcc.passes.quant.latency import Latencies
 from aigcc.passes.quant.memory import Memory
-from aigcc.passes.quant.placement import Scheme, schemes, weight_of
-from aigcc.passes.quant.quantise import FULL
+from aigcc.passes.quant.placement import Scheme, schemes, table_of, weight_of
+from aigcc.passes.quant.quantise import FULL, obstacle
 from aigcc.passes.quant.switch import Choice
 from aigcc.pipeline.context import Context
 from aigcc.targets.dims import sample_sizes, with_sizes
@@ -31,11 +31,27 @@ class Candidates:
         seconds: Of each choice by scheme, "full" among them.
         uniform: The scheme that saves most, for all nodes that have it, paying or not: between
             nodes in one scheme less is converted than around a node that is timed alone.
+        tables: By the position of a Gather, that of a choice whose weight is its table, so that it
+            takes the same scheme where it can, and the schemes that it can take.
     """
 
     choices: Sequence[Choice]
     seconds: Sequence[Mapping[str, float]]
     uniform: Sequence[Choice]
+    tables: Mapping[int, tuple[int, frozenset[str]]] = dataclasses.field(default_factory=dict)
+
+    def keeps_table(self, position: int, scheme: str) -> bool:
+        """Whether a Gather still reads a choice's weight as it is when the choice has a scheme."""
+        return any(at == position and scheme not in fit for at, fit in self.tables.values())
+
+    def with_tables(self, precision: Mapping[int, str]) -> dict[int, str]:
+        """A mixture with the Gathers that follow its products."""
+        following = {
+            table: precision[product]
+            for table, (product, schemes) in self.tables.items()
+            if precision.get(product) in schemes
+        }
+        return {**precision, **following}
 
 
 def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
@@ -47,7 +63,7 @@ def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
         by_size: Keep schemes that only make the node smaller.
     """
     assert ctx.target is not None and ctx.samples is not None
-    known = [s for s in schemes(ctx.target).values() if s.opset <= module.opset]
+    known = schemes(ctx.target).values()
     fixed = with_sizes(module, sample_sizes(module, next(iter(ctx.samples))))
     memory = Memory(cache_folder() / "latency.json")
     latencies = Latencies(ctx.target, ctx.threads, memory)
@@ -57,8 +73,15 @@ def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
     timed: list[tuple[Choice, Mapping[str, float]]] = []
     for position, (node, sized) in enumerate(zip(module.graph, fixed.graph, strict=True)):
         weight = weight_of(node)
-        fitting = [scheme for scheme in known if _is_fitting(scheme, node, by_size)]
-        if weight is None or not fitting:
+        if weight is None:
+            continue
+        fitting = [
+            scheme
+            for scheme in known
+            if not obstacle(node, weight, scheme, module.opset)
+            and (by_size or not scheme.kernels[node.op_type].folded)  # makes it smaller alone
+        ]
+        if not fitting:
             continue
         ctx.progress(f"timing {node.name}", position / len(module.graph))
         measured = latencies.of(siblings[sized], imports, fitting)
@@ -78,7 +101,24 @@ def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
         total = sum(measured[FULL] for _, _, measured in found)
         found = [entry for entry in found if _is_worth(*entry, total, ctx)]
     choices = [choice for _, choice, _ in found]
-    return Candidates(choices, [measured for _, _, measured in found], _uniform(timed))
+    return Candidates(
+        choices,
+        [measured for _, _, measured in found],
+        _uniform(timed),
+        dict(_tables(module, choices, known)),
+    )
+
+
+def _tables(
+    module: Module, choices: Sequence[Choice], known: Iterable[Scheme]
+) -> Iterator[tuple[int, tuple[int, frozenset[str]]]]:
+    products = {choice.weight.value: choice for choice in choices if choice.weight.is_by_rows}
+    for position, node in enumerate(module.graph):
+        table = table_of(node)
+        if table is None or table.value not in products:
+            continue
+        fitting = [s.name for s in known if not obstacle(node, table, s, module.opset)]
+        yield position, (products[table.value].position, frozenset(fitting))
 
 
 def _uniform(timed: Sequence[tuple[Choice, Mapping[str, float]]]) -> list[Choice]:
@@ -107,12 +147,6 @@ def alike(module: Module) -> dict[ir.Node, list[ir.Node]]:
             steps = [tuple(node.attributes.get_ints(name, ())) for name in ("strides", "dilations")]
             groups.setdefault((node.inputs[0], node.op_type, shape, *steps), []).append(node)
     return {node: group[:_TOGETHER] for group in groups.values() for node in group}
-
-
-def _is_fitting(scheme: Scheme, node: ir.Node, by_size: bool) -> bool:
-    """Whether a scheme has a kernel for a node; one of floats does not make it faster."""
-    kernel = scheme.kernels.get(node.op_type)
-    return kernel is not None and (by_size or not kernel.folded)
 
 
 def _is_worth(

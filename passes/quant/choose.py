@@ -55,7 +55,8 @@ def choose(nodes: Sequence[Sequence[Option]], bounds: Bounds) -> list[int] | Non
     seconds = np.array([option.seconds for option in options])
     size = np.array([option.size for option in options])
     errors = np.array([option.errors for option in options]).reshape(len(options), -1)
-    goal = seconds / max(seconds.max(), 1e-12) if bounds.errors else errors.sum(axis=1)
+    goal = seconds if bounds.errors else errors.sum(axis=1)
+    goal = goal / max(goal.max(), 1e-30)
     goal = goal + 1e-6 * size / max(size.max(), 1.0)
     owner = np.repeat(np.arange(len(nodes)), [len(node) for node in nodes])
     one_each = sparse.csr_array(

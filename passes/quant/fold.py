@@ -54,10 +54,11 @@ def plan_fold(
 
     Normalisations, products and convolutions with a constant weight, additions of and
     multiplications by a constant end the way; Relu, LeakyRelu and sums of two such values pass it
-    on. Nothing on the way may have another reader.
+    on. Nothing on the way may have another reader, or be read twice by one: in `x * x` the scale
+    of `x` counts twice.
 
     Args:
-        value: The value; all its readers are in `readers`, else there is no plan.
+        value: The value; all its readers are in `readers` and read it once, else there is no plan.
         axis: Of its channels: -1, or 1 with any rank.
         channels: How many.
         readers: Nodes that may read it.
@@ -67,7 +68,8 @@ def plan_fold(
         return None
     if node.outputs[0] is not value or value.shape is None:
         return None
-    if any(user not in readers for user, _ in value.uses()):
+    users = [user for user, _ in value.uses()]
+    if len(set(users)) < len(users) or not set(users) <= set(readers):
         return None
     back = -1 if axis == -1 else 1 - len(value.shape)
     if node.op_type in _HOMOGENEOUS:

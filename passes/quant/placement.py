@@ -233,6 +233,11 @@ class Weight:
         return whole.swapaxes(0, 1).reshape(outputs, -1)
 
     @property
+    def is_by_rows(self) -> bool:
+        """Whether a matrix has its output channels along axis 0, as it is stored."""
+        return self.turned or self.out_axis == 0
+
+    @property
     def tensor(self) -> ir.TensorProtocol:
         """The weight's numbers as the node reads them, still on disk."""
         tensor = constant(self.value)

@@ -190,7 +190,8 @@ def _values(builder: Builder, value: ir.Value, reader: Reader) -> list[ir.Value]
     if reader.node.op_type in CONVOLUTIONS:
         value = _patches(builder, value, reader)
     if reader.weight.groups > 1:
-        by_group = builder.Reshape(value, [-1, reader.weight.groups, reader.size])
+        wide = builder.Cast(value, to=int(ir.DataType.FLOAT))  # float16 may not hold the sums
+        by_group = builder.Reshape(wide, [-1, reader.weight.groups, reader.size])
         columns = builder.Transpose(by_group, perm=[1, 2, 0])
         rows = builder.Transpose(by_group, perm=[1, 0, 2])
         return [builder.Reshape(builder.MatMul(columns, rows), [-1])]

@@ -16,6 +16,7 @@ from aigcc.cache import cache_folder
 from aigcc.errors import CompileError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
+from aigcc.ir.weights import constant
 from aigcc.passes.quant.merging import merged_outputs
 from aigcc.passes.quant.placement import (
     NARROW,
@@ -73,19 +74,16 @@ def places(module: Module, default: str, ctx: Context) -> Iterator[Place]:
                     ctx.decline(node, reason)
                 continue
             scheme = known.get(name) or find_scheme(name, ctx.target)
-            if node.op_type not in scheme.kernels:
-                if PRECISION in node.metadata_props or node.op_type != "Gather":
-                    ctx.decline(node, f"{scheme.name} has no kernel for {node.op_type}")
-            elif (least := scheme.kernels[node.op_type].group_inputs) > _group_inputs(weight):
-                message = f"{scheme.name} takes longer than float with less than {least} channels"
-                ctx.decline(node, f"{message} in a group")
-            elif graph is not module.graph and scheme.is_calibrated:
-                ctx.decline(node, "in a sub-graph or function, where no range is calibrated")
-            elif node.outputs[0].dtype is None or _activation(node).dtype is None:
+            is_asked = PRECISION in node.metadata_props or node.op_type != "Gather"
+            if not is_asked and node.op_type not in scheme.kernels:
+                continue
+            if node.outputs[0].dtype is None or _activation(node).dtype is None:
                 ctx.decline(node, "the types of its values are not known: see infer-shapes")
                 untyped = True
-            elif module.opset < (opset := _least_opset(node, scheme)):
-                ctx.decline(node, f"{scheme.name} needs opset {opset}: see convert-opset")
+            elif graph is not module.graph and scheme.is_calibrated:
+                ctx.decline(node, "in a sub-graph or function, where no range is calibrated")
+            elif reason := obstacle(node, weight, scheme, module.opset):
+                ctx.decline(node, reason)
             else:
                 found.append(Place(graph, node, weight, scheme))
     if untyped and not found:
@@ -94,6 +92,30 @@ def places(module: Module, default: str, ctx: Context) -> Iterator[Place]:
             hint="run infer-shapes or canonicalize first",
         )
     yield from _with_tables(found, ctx)
+
+
+def obstacle(node: ir.Node, weight: Weight, scheme: Scheme, opset: int) -> str:
+    """Why a node cannot take a scheme; empty where it can.
+
+    Args:
+        node: Its values have types.
+        weight: Its weight, or its table.
+        scheme: What it shall take.
+        opset: The version of the default operator set.
+    """
+    kernel = scheme.kernels.get(node.op_type)
+    if kernel is None:
+        return f"{scheme.name} has no kernel for {node.op_type}"
+    if kernel.group_inputs > _group_inputs(weight):
+        least = kernel.group_inputs
+        return f"{scheme.name} takes longer than float with less than {least} channels in a group"
+    data = _activation(node)
+    if constant(data) is not None:
+        return "what it reads is the same in each run: see fold-constants"
+    if scheme.dynamic and data.dtype != ir.DataType.FLOAT:
+        return f"{scheme.name} finds ranges of float32 alone"
+    least = _least_opset(node, scheme)
+    return f"{scheme.name} needs opset {least}: see convert-opset" if opset < least else ""
 
 
 def _group_inputs(weight: Weight) -> float:
@@ -124,7 +146,7 @@ def _with_tables(found: Sequence[Place], ctx: Context) -> Iterator[Place]:
     """Tables share the numbers of a product that reads the same weight; other readers keep them."""
     products: dict[ir.Value, list[Place]] = {}
     for place in found:
-        if place.node.op_type != "Gather":
+        if place.node.op_type != "Gather" and place.weight.is_by_rows:
             products.setdefault(place.weight.value, []).append(place)
     gathers = {place.node for place in found if place.node.op_type == "Gather"}
     for place in found:
@@ -137,7 +159,7 @@ def _with_tables(found: Sequence[Place], ctx: Context) -> Iterator[Place]:
         known |= {turn for other in tied if (turn := _turn(other)) is not None}
         ids = node.inputs[1]
         if any(user not in known for user, _ in value.uses()):
-            ctx.decline(node, f"its table {value.name} is read in float elsewhere")
+            ctx.decline(node, f"its table {value.name} is read otherwise elsewhere")
         elif place.scheme.weight.bitwidth < 8:
             ctx.decline(node, "Gather takes no numbers of less than 8 bits")
         elif tied and (ids is None or ids.shape is None or tied[0].scheme != place.scheme):
@@ -149,23 +171,28 @@ def _with_tables(found: Sequence[Place], ctx: Context) -> Iterator[Place]:
 def wanted_ranges(places: Iterable[Place], every: GraphLike | None = None) -> dict[str, int | None]:
     """The activations whose ranges are needed, with the axis of their channels.
 
+    Of one that is read or written along several axes no channels are told apart.
+
     Args:
         places: The nodes that will be quantised.
         every: The main graph: its activations that stay float, or get ranges at run time, too.
     """
     wanted: dict[str, int | None] = {}
+
+    def want(value: ir.Value | None, axis: int) -> None:
+        assert value is not None and value.name is not None
+        same = wanted.get(value.name, axis) == axis
+        wanted[value.name] = axis if same else None
+
     for place in places:
         if not place.scheme.is_calibrated:
             data = place.node.inputs[0]
             if place.graph is every and place.node.op_type != "Gather":
-                assert data is not None and data.name is not None
-                wanted[data.name] = place.weight.channel_axis
+                want(data, place.weight.channel_axis)
             continue
-        data, output = place.node.inputs[0], place.node.outputs[0]
-        assert data is not None and data.name is not None and output.name is not None
-        wanted[data.name] = place.weight.channel_axis
+        want(place.node.inputs[0], place.weight.channel_axis)
         if place.scheme.kernels[place.node.op_type].output:
-            wanted.setdefault(output.name, 1)
+            want(place.node.outputs[0], place.weight.channel_axis)
     return wanted
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -122,7 +123,7 @@ class Regions:
     _activations: dict[tuple[ir.Value, str, Affine], list[_Part]] = dataclasses.field(
         default_factory=dict
     )
-    _terms: dict[tuple[Any, ...], list[Term]] = dataclasses.field(default_factory=dict)
+    _terms: dict[Key, list[Term]] = dataclasses.field(default_factory=dict)
     _shared: dict[tuple[Any, ...], ir.Value] = dataclasses.field(default_factory=dict)
 
     def make(self, node: ir.Node, weight: Weight, scheme: Scheme) -> Region:
@@ -225,7 +226,7 @@ class Regions:
     ) -> ir.Value:
         """A term of a weight as its node reads it, divided by the scales of the output's grids."""
         numbers = self._numbers(shared, weight, term)
-        key = ("weight", id(term), kernel.weight_zero, kernel.folded)
+        key = ("weight", term, kernel.weight_zero, kernel.folded)
         if output is None and key in self._shared:
             return self._shared[key]
         builder = shared if output is None else own
@@ -266,7 +267,7 @@ class Regions:
         return value
 
     def _numbers(self, builder: Builder, weight: Weight, term: Term) -> ir.Value:
-        key = ("numbers", id(term))
+        key = ("numbers", term)
         if key not in self._shared:
             name = f"{weight.value.name}_{term.grid.dtype.name.lower()}"
             value = builder.constant(term.numbers, name)
@@ -302,16 +303,19 @@ class Regions:
         self, shared: Builder, own: Builder, node: ir.Node, weight: Weight, scheme: Scheme
     ) -> ir.Value:
         data = node.inputs[0]
-        assert data is not None
+        assert data is not None and data.dtype is not None
+        is_narrow = data.dtype != ir.DataType.FLOAT
         without = self.tuning.split(node, scheme)
         term = self._weight(weight, scheme, None, without)[0]
         key = ("dynamic", data)
         if key not in self._shared:
             rest = data
             if without is not None:
-                keep = np.ones(weight.tensor.shape.numpy()[weight.in_axis], np.float32)
+                keep = np.ones(weight.tensor.shape.numpy()[weight.in_axis], data.dtype.numpy())
                 keep[without] = 0
                 rest = shared.Mul(data, keep)
+            if is_narrow:
+                rest = shared.Cast(rest, to=int(ir.DataType.FLOAT))  # the operator takes no other
             numbers, step, zero = shared.DynamicQuantizeLinear(rest, _outputs=3)
             self._shared[key], self._shared[(*key, "step")] = numbers, step
             self._shared[(*key, "zero")] = zero
@@ -319,6 +323,8 @@ class Regions:
         product = own.MatMulInteger(numbers, self._numbers(shared, weight, term), zero)
         scale = own.Mul(step, term.scale)
         result: ir.Value = own.Mul(own.Cast(product, to=int(ir.DataType.FLOAT)), scale)
+        if is_narrow:
+            result = own.Cast(result, to=int(data.dtype))
         if without is not None:
             return self._add_outliers(shared, own, result, node, weight, without)
         return result
@@ -354,7 +360,8 @@ class Regions:
     def _activation(
         self, builder: Builder, data: ir.Value, node: ir.Node, scheme: Scheme
     ) -> list[_Part]:
-        grid = self._grid(data, scheme, scheme.kernels[node.op_type])
+        without = self.tuning.split(node, scheme)
+        grid = self._grid(data, scheme, scheme.kernels[node.op_type], without)
         key = (data, scheme.name, grid)
         if key not in self._activations:
             assert scheme.activation is not None
@@ -379,7 +386,8 @@ class Regions:
         if bias is None and output is None:
             return None
         assert node.inputs[0] is not None
-        grid = self._grid(node.inputs[0], scheme, scheme.kernels[node.op_type])
+        without = self.tuning.split(node, scheme)
+        grid = self._grid(node.inputs[0], scheme, scheme.kernels[node.op_type], without)
         numbers = np.zeros(1) if bias is None else np.asarray(bias.numpy(), np.float32)
         if numbers.ndim > 1 and numbers.shape[0] > 1:
             return None  # stays float: see `_bias`
@@ -388,14 +396,15 @@ class Regions:
             numbers = numbers + np.abs(output.offset)
         return np.asarray(numbers / (grid.scale * _LARGEST_BIAS), np.float32)
 
-    def _grid(self, data: ir.Value, scheme: Scheme, kernel: Kernel) -> Affine:
+    def _grid(
+        self, data: ir.Value, scheme: Scheme, kernel: Kernel, without: Array | None = None
+    ) -> Affine:
         assert scheme.activation is not None
         low, high = _finite(*self.range_of(data, scheme), data.dtype)
-        outliers = self.tuning.outliers.get(data.name or "")
-        if outliers is not None:
+        if without is not None:
             channels = self.tuning.channels[data.name or ""]
-            low = max(low, float(np.delete(channels.low, outliers).min()))
-            high = min(high, float(np.delete(channels.high, outliers).max()))
+            low = max(low, float(np.delete(channels.low, without).min()))
+            high = min(high, float(np.delete(channels.high, without).max()))
         if low < 0 and not kernel.zero_point:
             signed = _SIGNED.get(scheme.activation, scheme.activation)
             return Affine.over(low, high, signed, symmetric=True)
@@ -408,11 +417,10 @@ class Regions:
         floor: Array | None = None,
         without: Array | None = None,
     ) -> list[Term]:
-        key: tuple[Any, ...] = key_of(weight, scheme)
-        rounded = self.tuning.rounded.get(key_of(weight, scheme))
+        key = key_of(weight, scheme, without)
+        rounded = self.tuning.rounded.get(key)
         if rounded is not None and is_above(rounded.scale, floor):
-            return self._terms.setdefault(key, [rounded])
-        key = (*key, None if without is None else without.tobytes())
+            return [rounded]
         if key not in self._terms or not is_above(self._terms[key][0].scale, floor):
             self._terms[key] = make_terms(weight, scheme, self.clip, floor, without)
         return self._terms[key]
@@ -434,7 +442,8 @@ def _bias(
 ) -> list[ir.Value | None]:
     """The inputs behind the weight: a bias in int32, in units of the product where that is wanted.
 
-    A bias that is no constant, or one for each row of a Gemm, stays as it is.
+    A bias that is no constant, or one for each row of a Gemm, stays as it is. So does one whose
+    units a narrow `dtype` has no normal number for.
     """
     bias = rest[0] if rest else None
     tensor = constant(bias)
@@ -446,17 +455,18 @@ def _bias(
     array = array.reshape(-1)
     if output is not None:
         array = array + output.offset
-    if unit is None:
-        if output is None:
-            return rest
-        return [builder.constant((array / output.scale).astype(dtype), "bias")]
+    scale = np.float32(1) if output is None else output.scale
+    is_narrow = dtype != np.float32
+    if unit is None or (
+        is_narrow and (unit / scale < ml_dtypes.finfo(dtype).smallest_normal).any()
+    ):
+        return rest if output is None else [builder.constant((array / scale).astype(dtype), "bias")]
     array, divisor = np.broadcast_arrays(array, unit)
     whole = np.iinfo(np.int32)
     numbers = np.clip(np.rint(array.astype(np.float64) / divisor), whole.min, whole.max)
-    step = unit if output is None else unit / output.scale
     value: ir.Value = builder.DequantizeLinear(
         builder.constant(numbers.astype(np.int32), "bias"),
-        builder.constant(step.astype(dtype), "bias_scale"),
+        builder.constant((unit / scale).astype(dtype), "bias_scale"),
         axis=0,
     )
     return [value, *rest[1:]]

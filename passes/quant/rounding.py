@@ -70,8 +70,9 @@ class Rounding:
         schemes: dict[Key, Scheme] = {}
         for node, weight, scheme in places:
             if node.op_type != "Gather" and scheme.weight.is_integer() and scheme.weight_terms == 1:
-                jobs.setdefault(key_of(weight, scheme), []).append(Reader(node, weight))
-                schemes[key_of(weight, scheme)] = scheme
+                key = key_of(weight, scheme, self._split(node, scheme))
+                jobs.setdefault(key, []).append(Reader(node, weight))
+                schemes[key] = scheme
         keys = {id(readers): key for key, readers in jobs.items()}
         size = sum(readers[0].weight.tensor.size + 64 for readers in jobs.values())
         scratch = Scratch(size)

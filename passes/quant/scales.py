@@ -13,6 +13,7 @@ from aigcc.analysis.awq import awq_scale
 from aigcc.analysis.calibration.statistics import Channels
 from aigcc.analysis.equalise import equal_scale
 from aigcc.analysis.gptq import output_error
+from aigcc.analysis.grids import SMALLEST_SCALE
 from aigcc.analysis.smooth import smooth_scale
 from aigcc.ir.module import Module
 from aigcc.ir.weights import constant
@@ -94,7 +95,9 @@ def equal_scales(module: Module, places: Sequence[Place]) -> dict[str, Array]:
     """By activation between two convolutions, the scales of cross-layer equalisation.
 
     Along a chain of convolutions one pair undoes a little of what its neighbour gained, so pairs
-    are equalised in turns until nothing moves, on the largest magnitudes of kernels alone.
+    are equalised in turns until nothing moves, on the largest magnitudes of kernels alone. But no
+    channel is amplified until its bias is beyond all others': all that follows it would have the
+    range of that one.
     """
     pairs = []
     for group in groups(module, places):
@@ -117,7 +120,7 @@ def equal_scales(module: Module, places: Sequence[Place]) -> dict[str, Array]:
             moved = max(moved, float(np.abs(np.log2(scale)).max(initial=0.0)))
         if moved < _STILL:
             break
-    return found
+    return {name: np.maximum(found[name], _bias_reach(first)) for name, first, _ in pairs}
 
 
 def _first_convolution(group: Group) -> ir.Node | None:
@@ -138,6 +141,15 @@ def _first_convolution(group: Group) -> ir.Node | None:
             return None
         value = node.inputs[0]
     return None
+
+
+def _bias_reach(node: ir.Node) -> Array:
+    """How far the bias of each output channel is from 0, as a share of the farthest, float32."""
+    tensor = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if tensor is None:
+        return np.zeros(1, np.float32)
+    reach = np.abs(np.asarray(tensor.numpy(), np.float32))
+    return reach / max(float(reach.max(initial=0.0)), SMALLEST_SCALE)
 
 
 def _kernel_reach(node: ir.Node) -> Array:

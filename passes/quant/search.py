@@ -69,26 +69,31 @@ def search(
     if nothing.used > 1:
         return nothing
     options = [
-        _options(choice, times, sensitivity)
+        _options(choice, times, sensitivity, known)
         for choice, times in zip(known.choices, known.seconds, strict=True)
     ]
     kept: list[Found] = [nothing] if _keeps(nothing, budget) else []
     missed: list[Found] = []
 
     def measure(name: str, precision: Mapping[int, str]) -> Found:
+        precision = known.with_tables(precision)
         found = Found(precision, trials.measure(precision))
         (kept if _keeps(found, budget) else missed).append(found)
         ctx.note(None, f"{name}: {_describe(found, budget)}")
         return found
 
     uniform = {choice.position: choice.schemes[0].name for choice in known.uniform}
-    if uniform and nothing.figures.ratio is not None and _share(uniform, sensitivity) < _FAR:
+    is_far = budget.of(QUALITY) and _share(uniform, sensitivity) >= _FAR
+    if uniform and nothing.figures.ratio is not None and not is_far:
         ctx.progress("measuring one scheme for all nodes", 0.0)
         measure("one scheme for all", uniform)
     allowed, pace = 1.0, 1.0
     tried: set[tuple[int, ...]] = set()
     for number in range(_TRIALS):
-        picked = choose(options, _bounds(allowed, pace, budget, nothing, options))
+        bounds = _bounds(allowed, pace, budget, nothing, options)
+        picked = choose(options, bounds)
+        if picked is None and not budget.of(["latency"]):
+            picked = choose(options, dataclasses.replace(bounds, seconds=None))
         if picked is None or tuple(picked) in tried:
             break
         tried.add(tuple(picked))
@@ -165,10 +170,10 @@ def _rank(found: Found, nothing: Found, budget: Budget) -> float:
 
 
 def _options(
-    choice: Choice, seconds: Mapping[str, float], sensitivity: Sensitivity
+    choice: Choice, seconds: Mapping[str, float], sensitivity: Sensitivity, known: Candidates
 ) -> list[Option]:
-    elements = choice.weight.tensor.size
-    plain = Option(FULL, sensitivity.none(), seconds[FULL], choice.weight.tensor.nbytes)
+    elements, size = choice.weight.tensor.size, choice.weight.tensor.nbytes
+    plain = Option(FULL, sensitivity.none(), seconds[FULL], size)
     return [
         plain,
         *(
@@ -176,7 +181,8 @@ def _options(
                 scheme.name,
                 sensitivity.of(choice.position, scheme.name),
                 seconds[scheme.name],
-                scheme.bytes_of(elements),
+                scheme.bytes_of(elements)
+                + (size if known.keeps_table(choice.position, scheme.name) else 0),
             )
             for scheme in choice.schemes
         ),
@@ -199,6 +205,8 @@ def _bounds(
         # where no mixture is said to be small enough, the smallest one shall be measured
         most = max(sum(row[0] for row in rows) - saved, sum(map(min, rows)) * _SLACK)
         room[limit.metric] = min(room.get(limit.metric, math.inf), most)
+    if not budget.of([*QUALITY, "latency"]):
+        room["latency"] = sum(row[0].seconds for row in options)  # no slower, if that can be
     shares = tuple(allowed * max(1 - used, 0.0) for used in nothing.figures.shares.values())
     return Bounds(shares, room.get("latency"), room.get("size"))
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
+from aigcc.analysis.budget import QUALITY, Budget
 from aigcc.analysis.damage import Damage
 from aigcc.ir.module import Module
 from aigcc.passes.quant.estimate import relative_noise
@@ -15,10 +16,15 @@ from aigcc.pipeline.context import Context
 
 Shares = Mapping[str, float]
 
+_POWER = "sqnr>=0"  # of which an error as large as the output uses up all
+
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """By position and scheme, the shares of the budget's bounds that this choice alone uses up."""
+    """By position and scheme, the shares of the budget's bounds that this choice alone uses up.
+
+    Of a budget that bounds no quality, the powers of the errors that it adds.
+    """
 
     shares: Mapping[tuple[int, str], Shares]
 
@@ -46,6 +52,8 @@ class Sensitivity:
             evidence: Samples, every one of which costs a run for each choice, and ranges.
             ctx: Told about progress; has the calibration.
         """
+        if not evidence.budget.of(QUALITY):
+            evidence = dataclasses.replace(evidence, budget=Budget.parse(_POWER))
         nodes = list(module.graph)
         range_of = evidence.folds[0].ranges.range_of
         noises = [
@@ -104,7 +112,7 @@ def _run(
     for done, choice in enumerate(tried):
         ctx.progress(f"measuring the sensitivity of nodes, {number + 1}", done / len(tried))
         key = choice.position, choice.schemes[0].name
-        name = f"{key[0]} {key[1]} {number}"
+        name = f"{key[0]} {key[1]} {number} {evidence.budget}"
         row = evidence.memory.recall(name, functools.partial(measure, key))
         assert row is not None
         found.append(row)

@@ -17,12 +17,12 @@ from aigcc.ir.weights import constant, derive
 from aigcc.passes.quant.placement import Scheme, Weight
 
 Array = npt.NDArray[Any]
-Key = tuple[ir.Value, str, int]
+Key = tuple[ir.Value, str, int, bytes | None]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Term:
-    """One term of a weight.
+    """One term of a weight; equal to itself alone.
 
     Attributes:
         numbers: In the grid's dtype.
@@ -36,9 +36,10 @@ class Term:
     grid: Grid
 
 
-def key_of(weight: Weight, scheme: Scheme) -> Key:
-    """Equal for weights that become the same terms."""
-    return weight.value, scheme.name, weight.out_axis
+def key_of(weight: Weight, scheme: Scheme, without: Array | None) -> Key:
+    """Equal for weights that become the same terms, `without` some input channels."""
+    left_out = None if without is None else without.tobytes()
+    return weight.value, scheme.name, weight.out_axis, left_out
 
 
 def grid_of(weight: Weight, scheme: Scheme) -> Grid:

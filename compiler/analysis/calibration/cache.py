@@ -1,9 +1,11 @@
-"""Where an interrupted or finished calibration is kept, and how it is told from all others."""
+"""Where interrupted and finished calibrations are kept, and how they are told from each other."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from aigcc.analysis.calibration.result import Calibration
+from aigcc.analysis.calibration.result import Calibration, seen_by
 from aigcc.errors import ArtifactError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.weights import fingerprint
 from aigcc.samples import Feeds, Samples
+
+_SETS = 6  # of two searches: all samples, and two folds of them
 
 
 class SampleDigest:
@@ -25,6 +29,12 @@ class SampleDigest:
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16)
+
+    def copy(self) -> SampleDigest:
+        """Another one that has taken in the same samples."""
+        made = SampleDigest()
+        made._digest = self._digest.copy()
+        return made
 
     def add(self, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take in the next sample."""
@@ -47,9 +57,13 @@ def digest_of(feeds: Feeds) -> str:
     return digest.text()
 
 
-def cache_file(folder: Path, module: Module, options: object) -> Path:
-    """The file for a model and options; another one when a weight, a node or an option changes."""
-    return folder / f"calibration-{digest_with(module, options)}.npz"
+def cache_files(folder: Path, module: Module, options: object) -> list[Path]:
+    """The files for a model and options, each for other samples; not all of them need exist.
+
+    They are others when a weight, a node or an option changes.
+    """
+    stem = f"calibration-{digest_with(module, options)}"
+    return [folder / f"{stem}{f'-{number}' if number else ''}.npz" for number in range(_SETS)]
 
 
 def digest_with(module: Module, options: object) -> str:
@@ -61,24 +75,56 @@ def digest_with(module: Module, options: object) -> str:
     return digest.hexdigest()
 
 
-def resume(
-    file: Path | None, samples: Samples, fresh: Calibration
-) -> tuple[Calibration, Iterator[Feeds], SampleDigest]:
-    """A state to go on from, with the samples that it has not seen and the digest of the others.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a calibration begins, or goes on.
 
-    That is what `file` holds, if the first samples are those that it has seen, else `fresh`.
+    Attributes:
+        state: What is known already.
+        unseen: The samples that have no part in it.
+        digest: Of the others.
+        file: Where the state is kept, if anywhere.
     """
-    if file is not None and file.is_file():
-        try:
-            found = Calibration.load(file)
-        except ArtifactError:
-            found = fresh  # what cannot be read is made again
-        walk, digest = iter(samples), SampleDigest()
-        for feeds in islice(walk, found.samples):
-            digest.add(feeds)
-        if digest.text() == found.digest:
-            return found, walk, digest
-    return fresh, iter(samples), SampleDigest()
+
+    state: Calibration
+    unseen: Iterator[Feeds]
+    digest: SampleDigest
+    file: Path | None
+
+
+def resume(files: Sequence[Path], samples: Samples, fresh: Calibration) -> Start:
+    """Go on from the file that has seen most of the first samples and no others, or begin afresh.
+
+    What begins afresh takes a free file, or that of samples which were used the longest ago.
+    """
+    seen = dict(_readable(files))
+    most = max((count for count, _ in seen.values()), default=0)
+    walk, digest, count = iter(samples), SampleDigest(), 0
+    found: tuple[Path, int, SampleDigest] | None = None
+    kept = {known: file for file, known in seen.items()}
+    for count, feeds in enumerate(islice(walk, most), 1):
+        digest.add(feeds)
+        file = kept.get((count, digest.text()))
+        if file is not None:
+            found = file, count, digest.copy()
+    if found is None:
+        age = {file: file.stat().st_mtime_ns if file in seen else 0 for file in files}
+        oldest = min(files, key=age.__getitem__, default=None)
+        return Start(fresh, iter(samples), SampleDigest(), oldest)
+    file, known, digest = found
+    try:
+        state = Calibration.load(file)
+    except ArtifactError:
+        state = fresh  # what cannot be read is made again
+    if state.digest != digest.text():  # or another process has just written it
+        return Start(fresh, iter(samples), SampleDigest(), file)
+    return Start(state, walk if known == count else islice(samples, known, None), digest, file)
+
+
+def _readable(files: Sequence[Path]) -> Iterator[tuple[Path, tuple[int, str]]]:
+    for file in files:
+        with contextlib.suppress(ArtifactError):
+            yield file, seen_by(file)
 
 
 def _facts(module: Module) -> Iterator[object]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aigcc.analysis.calibration.cache import cache_file, resume
+from aigcc.analysis.calibration.cache import cache_files, resume
 from aigcc.analysis.calibration.result import Calibration as Calibration
 from aigcc.analysis.calibration.run import Run
 from aigcc.analysis.calibration.statistics import Statistics
@@ -125,16 +125,17 @@ def calibrate(
     edges = () if buckets is None else buckets.find_edges(samples)
     names = sorted(axes)
     fresh = Calibration({name: [Statistics() for _ in (0, *edges)] for name in names}, edges)
-    file = None
+    files: list[Path] = []
     if cache is not None:
         _make_folder(cache)
         options = (sorted(axes.items()), chosen, buckets and buckets.input, edges)
-        file = cache_file(cache, module, options)
+        files = cache_files(cache, module, options)
     with Stream(module, axes) as stream:
-        state, unseen, digest = resume(file, samples, fresh)
+        start = resume(files, samples, fresh)
+        state, digest, file = start.state, start.digest, start.file
         with Run(module, stream, samples.source, axes, chosen, state, jobs) as run:
             saved = time.monotonic()
-            for feeds in unseen:
+            for feeds in start.unseen:
                 bucket = 0 if buckets is None else buckets.index(feeds, edges)
                 run.start(feeds, bucket)
                 digest.add(feeds)

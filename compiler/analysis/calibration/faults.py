@@ -15,7 +15,7 @@ from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.ir.signatures import node_text
 from aigcc.ir.text.facts import source_line
-from aigcc.ir.weights import constant
+from aigcc.ir.weights import constant, is_float
 
 Array = npt.NDArray[Any]
 
@@ -54,7 +54,7 @@ class _Search:
 
     def look(self, name: str, array: Array) -> None:
         """Remember a masked value; refuse any other that is not finite."""
-        if not _is_float(array) or np.isfinite(array).all():
+        if not is_float(array) or np.isfinite(array).all():
             return
         node = self.producers[name]
         is_nan = bool(np.isnan(array).any())
@@ -105,11 +105,7 @@ def _attributes(node: ir.Node) -> Iterator[ir.TensorProtocol]:
 
 
 def _is_infinite(array: Array) -> bool:
-    return _is_float(array) and not np.isfinite(array).all()
-
-
-def _is_float(array: Array) -> bool:
-    return array.dtype.kind not in "OSU" and ir.DataType.from_numpy(array.dtype).is_floating_point()
+    return is_float(array) and not np.isfinite(array).all()
 
 
 def _is_tensor(value: ir.Value) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,18 +106,8 @@ class Calibration:
         Raises:
             ArtifactError: the file is missing, damaged, or of another version.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                header = json.loads(bytes(archive["header"]))
-                if header["version"] != _VERSION:
-                    raise ValueError(f"it has version {header['version']}, not {_VERSION}")
-                return _read(header, archive)
-        except _BAD as error:
-            raise ArtifactError(
-                f"this is no calibration that can be read: {error}",
-                at=str(path),
-                hint="remove the file and calibrate again",
-            ) from error
+        with _opened(path) as (header, archive):
+            return _read(header, archive)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         rows = [part for parts in self.buckets.values() for part in parts]
@@ -141,6 +132,33 @@ class Calibration:
             },
             **{f"moment_{i}": moment.matrix for i, moment in enumerate(self.moments.values())},
         }
+
+
+def seen_by(path: str | Path) -> tuple[int, str]:
+    """How many samples a file has seen, and their digest; reads nothing else of it.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or of another version.
+    """
+    with _opened(path) as (header, _):
+        return header["samples"], header["digest"]
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[dict[str, Any], Mapping[str, npt.NDArray[Any]]]]:
+    """The header and the arrays of a file; what goes wrong with them is an ArtifactError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(bytes(archive["header"]))
+            if header["version"] != _VERSION:
+                raise ValueError(f"it has version {header['version']}, not {_VERSION}")
+            yield header, archive
+    except _BAD as error:
+        raise ArtifactError(
+            f"this is no calibration that can be read: {error}",
+            at=str(path),
+            hint="remove the file and calibrate again",
+        ) from error
 
 
 _CHANNEL_FLOATS = ("low", "high", "total", "squares")

@@ -156,8 +156,10 @@ class Statistics:
         self.total += other.total
         self.squares += other.squares
         self.histogram.merge(other.histogram)
-        if self.channels is None or other.channels is None:
-            self.channels = self.channels or other.channels
+        if other.channels is None:
+            return
+        if self.channels is None:
+            self.channels = dataclasses.replace(other.channels)
             return
         sizes = len(self.channels.low), len(other.channels.low)
         if sizes[0] != sizes[1]:
