@@ -253,7 +253,7 @@ MODELS = {
     "gpt2": Model(
         f"{_ZOO}.gpt2:full",
         lambda: _tokens(50257, 128),
-        mobile=("sqnr>=33", "latency<=0.5x"),
+        mobile=("sqnr>=33", "latency<=0.32x"),
         cpu=("sqnr>=33", "sqnr>=27"),
         is_transformer=True,
     ),
@@ -268,7 +268,7 @@ MODELS = {
         f"{_ZOO}.unet:medium",
         lambda: _noise(32, 77, 256),
         mobile=("sqnr>=30",),
-        cpu=("sqnr>=30", "sqnr>=24"),
+        cpu=("sqnr>=30", "sqnr>=25"),
         is_transformer=True,
     ),
     "gpt2_tiny": Model(
