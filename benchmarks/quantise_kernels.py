@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import onnxruntime as ort
-
-Feeds = Mapping[str, npt.NDArray[Any]]
+from quantise_models import Feeds
 
 _RUNS = 4
 _SHOWN = 3

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from quantise_kernels import Feeds, slowest_of_onnxruntime, slowest_of_openvino
-from quantise_models import Model, Prepared
+from quantise_kernels import slowest_of_onnxruntime, slowest_of_openvino
+from quantise_models import Feeds, Model, Prepared
 
 from aigcc.artifact import Artifact
 from aigcc.errors import CompileError

@@ -33,30 +33,9 @@ from aigcc.targets.mobile import Mobile
 sys.path.insert(0, str(Path(__file__).parent))
 from random_graphs import feeds as feeds_of
 from random_graphs import modules
+from weighted import Feeds, floats, module
 
-Weights = dict[str, np.ndarray]
-Feeds = dict[str, np.ndarray]
 RANDOM = np.random.default_rng
-
-
-def module(text: str, weights: Weights, opset: int = 21) -> Module:
-    """A module from a text in which `<W>` stands for the weights."""
-    zeros = {k: ",".join("0" * w.size) for k, w in weights.items()}
-    dims = {k: f"[{','.join(map(str, w.shape))}]" if w.shape else "" for k, w in weights.items()}
-    held = ", ".join(f"float{dims[k]} {k} = {{{zeros[k]}}}" for k in weights)
-    head = f'<ir_version: 10, opset_import: ["" : {opset}]>\n'
-    made = Module.parse(head + text.replace("<W>", f"<{held}>"))
-    for name, array in weights.items():
-        made.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    infer_shapes(made.model)
-    return made
-
-
-def floats(*shape: int, seed: int = 0, spread: float = 0.0) -> np.ndarray:
-    """Normal noise; with `spread`, the slices of the last axis differ in size."""
-    random = RANDOM(seed)
-    array = random.standard_normal(shape) * np.exp(spread * random.standard_normal(shape[-1]))
-    return array.astype(np.float32)
 
 
 def run(made: Module, feeds: Feeds, optimise: bool = False) -> dict[str, np.ndarray]:

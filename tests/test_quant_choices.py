@@ -1,20 +1,22 @@
 """Which nodes take a scheme: tables, names, axes, and what no kernel can take."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
-import onnx_ir as ir
 import pytest
 
-from aigcc.ir.module import Module
-from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.assign_precision import AssignPrecision
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import latency, trial
 from aigcc.passes.quant.trial import size_of
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
-from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
 from aigcc.targets import make_target
+
+sys.path.insert(0, str(Path(__file__).parent))
+from weighted import floats, module, sqnr
 
 
 @pytest.fixture(autouse=True)
@@ -24,54 +26,35 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "_SECONDS", 0.02)
 
 
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def parse(text, **weights):
-    """A module whose body is text, with weights from arrays."""
-    kinds = {np.dtype(np.float32): "float", np.dtype(np.float16): "float16"}
-    held = []
-    for name, array in weights.items():
-        shape, zeros = ",".join(map(str, array.shape)), ",".join("0" * array.size)
-        held.append(f"{kinds[array.dtype]}[{shape}] {name} = {{{zeros}}}")
-    head = '<ir_version: 10, opset_import: ["" : 21]>\n'
-    module = Module.parse(head + text.replace("<W>", f"<{', '.join(held)}>"))
-    for name, array in weights.items():
-        module.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    infer_shapes(module.model)
-    return module
-
-
-def quantised(module, feeds, passes, target="mobile"):
-    made = module.clone()
+def quantised(before, feeds, passes, target="mobile"):
+    made = before.clone()
     ctx = Context(
-        target=target and make_target(target), samples=load_samples(lambda: feeds, module)
+        target=target and make_target(target), samples=load_samples(lambda: feeds, before)
     )
     PassManager(passes).run(made, ctx)
     return made, ctx
 
 
-def sqnr(module, made, feed):
-    expected, given = (OrtSession(m, optimise=False).run(feed) for m in (module, made))
-    found = {}
-    for name, array in expected.items():
-        y = array.astype(np.float64)
-        error = np.square(y - given[name]).sum()
-        found[name] = 10 * np.log10(np.square(y).sum() / max(error, 1e-30))
-    return found
+def two_products(rows):
+    """Two products with a Relu between them, and two samples."""
+    before = module(
+        f"""g (float[{rows},256] x) => (float[{rows},256] y) <W>
+        {{ h = MatMul (x, w)  r = Relu (h)  y = MatMul (r, v) }}""",
+        {"w": floats(256, 256) / 16, "v": floats(256, 256, seed=1) / 16},
+    )
+    return before, [{"x": floats(rows, 256, seed=seed)} for seed in range(2)]
 
 
 @pytest.mark.parametrize("target", [None, "mobile"])
 def test_a_table_is_not_shared_with_a_product_that_reads_it_by_columns(target):
-    module = parse(
+    before = module(
         """g (int64[3] i, float[3,8] x) => (float[3,8] h, float[3,8] y) <W>
         { h = Gather (e, i)  y = MatMul (x, e) }""",
-        e=noise(8, 8),
+        {"e": floats(8, 8)},
     )
-    feed = {"i": np.array([1, 2, 5]), "x": noise(3, 8, seed=1)}
-    made, ctx = quantised(module, [feed], [InsertQdq(scheme="w8")], target)
-    found = sqnr(module, made, feed)
+    feed = {"i": np.array([1, 2, 5]), "x": floats(3, 8, seed=1)}
+    made, ctx = quantised(before, [feed], [InsertQdq(scheme="w8")], target)
+    found = sqnr(before, made, feed)
     assert found["h"] > 100
     assert 30 < found["y"] < 60
     assert any("read otherwise" in str(remark) for remark in ctx.remarks)
@@ -79,18 +62,17 @@ def test_a_table_is_not_shared_with_a_product_that_reads_it_by_columns(target):
 
 @pytest.mark.parametrize("length", [6, 8])  # as many as channels, and not
 def test_channels_of_what_is_read_along_another_axis_are_not_told_apart(length):
-    loud = np.exp(1.5 * noise(8, seed=5))[:, None, None]
-    module = parse(
+    loud = np.exp(1.5 * floats(8, seed=5))[:, None, None]
+    before = module(
         f"""g (float[1,4,{length}] x) => (float[1,8,5] y) <W>
         {{ c = Conv <pads = [1,1]> (x, k)  y = MatMul (c, v) }}""",
-        k=noise(8, 4, 3) * loud,
-        v=noise(length, 5, seed=1),
+        {"k": floats(8, 4, 3) * loud, "v": floats(length, 5, seed=1)},
     )
-    feeds = [{"x": noise(1, 4, length, seed=seed)} for seed in range(4)]
-    made, _ = quantised(module, feeds, [InsertQdq(scheme="w8a8")])
-    assert sqnr(module, made, feeds[0])["y"] > 30
-    made, _ = quantised(module, feeds, [InsertQdq(scheme="w8a8", smooth=0.5)])
-    assert sqnr(module, made, feeds[0])["y"] > 30
+    feeds = [{"x": floats(1, 4, length, seed=seed)} for seed in range(4)]
+    made, _ = quantised(before, feeds, [InsertQdq(scheme="w8a8")])
+    assert sqnr(before, made, feeds[0])["y"] > 30
+    made, _ = quantised(before, feeds, [InsertQdq(scheme="w8a8", smooth=0.5)])
+    assert sqnr(before, made, feeds[0])["y"] > 30
 
 
 @pytest.mark.parametrize(
@@ -102,71 +84,57 @@ def test_channels_of_what_is_read_along_another_axis_are_not_told_apart(length):
     ],
 )
 def test_a_product_of_constants_stays_as_it_is(target, options):
-    module = parse(
+    before = module(
         """g (float[4,16] x) => (float[4,8] y) <W>
         { k = MatMul (p, c)  z = MatMul (x, d)  y = Add (z, k) }""",
-        p=noise(4, 16),
-        c=noise(16, 8, seed=1),
-        d=noise(16, 8, seed=2),
+        {"p": floats(4, 16), "c": floats(16, 8, seed=1), "d": floats(16, 8, seed=2)},
     )
-    feeds = [{"x": noise(4, 16, seed=seed)} for seed in range(3, 5)]
-    made, ctx = quantised(module, feeds, [InsertQdq(**options)], target)
+    feeds = [{"x": floats(4, 16, seed=seed)} for seed in range(3, 5)]
+    made, ctx = quantised(before, feeds, [InsertQdq(**options)], target)
     assert any("the same in each run" in str(remark) for remark in ctx.remarks)
-    assert sqnr(module, made, feeds[0])["y"] > 30
+    assert sqnr(before, made, feeds[0])["y"] > 30
 
 
 def test_a_search_in_float16_leaves_ranges_at_run_time_out():
-    module = parse(
+    before = module(
         "g (float16[64,64] x) => (float16[64,64] y) <W> { y = MatMul (x, w) }",
-        w=noise(64, 64).astype(np.float16),
+        {"w": floats(64, 64).astype(np.float16)},
     )
-    feeds = [{"x": noise(64, 64, seed=seed).astype(np.float16)} for seed in range(2)]
+    feeds = [{"x": floats(64, 64, seed=seed).astype(np.float16)} for seed in range(2)]
     passes = [AssignPrecision(budget="sqnr>=20"), InsertQdq(scheme="full")]
-    made, ctx = quantised(module, feeds, passes)
+    made, ctx = quantised(before, feeds, passes)
     assert "w8a8-dynamic" not in ctx.recipe.precision.values()
-    assert sqnr(module, made, feeds[0])["y"] > 20
+    assert sqnr(before, made, feeds[0])["y"] > 20
 
 
 def test_nodes_without_names_get_schemes_of_their_own():
-    module = parse(
-        """g (float[128,256] x) => (float[128,256] y) <W>
-        { h = MatMul (x, w)  r = Relu (h)  y = MatMul (r, v) }""",
-        w=noise(256, 256) / 16,
-        v=noise(256, 256, seed=1) / 16,
-    )
-    feeds = [{"x": noise(128, 256, seed=seed)} for seed in range(2)]
+    before, feeds = two_products(128)
     made, ctx = quantised(
-        module, feeds, [AssignPrecision(budget="size<=0.3x"), InsertQdq(scheme="full")]
+        before, feeds, [AssignPrecision(budget="size<=0.3x"), InsertQdq(scheme="full")]
     )
     assert len(ctx.recipe.precision) == 2
     assert "full" not in ctx.recipe.precision.values()
-    assert size_of(made) <= 0.3 * size_of(module)
+    assert size_of(made) <= 0.3 * size_of(before)
 
 
 def test_a_table_takes_the_scheme_of_its_product_where_size_is_bounded():
-    module = parse(
+    before = module(
         """g (int64[8] i) => (float[8,512] y) <W>
         { h = Gather (e, i)  t = Transpose (e)  y = MatMul (h, t) }""",
-        e=noise(512, 128),
+        {"e": floats(512, 128)},
     )
     feeds = [{"i": np.random.default_rng(seed).integers(0, 512, 8)} for seed in range(2)]
     passes = [AssignPrecision(budget="size<=0.6x,sqnr>=20"), InsertQdq(scheme="full")]
-    made, ctx = quantised(module, feeds, passes)
+    made, ctx = quantised(before, feeds, passes)
     assert set(ctx.recipe.precision.values()) == {"w8"}
     assert len(ctx.recipe.precision) == 2
-    assert size_of(made) < 0.3 * size_of(module)
-    assert sqnr(module, made, feeds[0])["y"] > 35
+    assert size_of(made) < 0.3 * size_of(before)
+    assert sqnr(before, made, feeds[0])["y"] > 35
 
 
 def test_without_a_bound_on_quality_the_most_exact_mixture_is_taken():
-    module = parse(
-        """g (float[64,256] x) => (float[64,256] y) <W>
-        { h = MatMul (x, w)  r = Relu (h)  y = MatMul (r, v) }""",
-        w=noise(256, 256) / 16,
-        v=noise(256, 256, seed=1) / 16,
-    )
-    feeds = [{"x": noise(64, 256, seed=seed)} for seed in range(2)]
+    before, feeds = two_products(64)
     passes = [AssignPrecision(budget="size<=0.7x"), InsertQdq(scheme="full")]
-    made, _ = quantised(module, feeds, passes)
-    assert size_of(made) <= 0.7 * size_of(module)
-    assert sqnr(module, made, feeds[0])["y"] > 38
+    made, _ = quantised(before, feeds, passes)
+    assert size_of(made) <= 0.7 * size_of(before)
+    assert sqnr(before, made, feeds[0])["y"] > 38

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
-from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.ir.verify import verify
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import region
@@ -22,33 +22,13 @@ from aigcc.passes.quant.terms import Term, make_terms
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.rules import remove_dead, replace_value
-from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
 from aigcc.targets.mobile import Mobile
 
-Weights = dict[str, np.ndarray]
-Feeds = dict[str, np.ndarray]
+sys.path.insert(0, str(Path(__file__).parent))
+from weighted import Feeds, floats, module, sqnr
 
 HALF = np.float16
-
-
-def module(text: str, weights: Weights, opset: int = 21) -> Module:
-    """A module from a text in which `<W>` stands for the weights."""
-    held = []
-    for name, array in weights.items():
-        dtype = "float16" if array.dtype == HALF else "float"
-        dims = ",".join(map(str, array.shape))
-        held.append(f"{dtype}[{dims}] {name} = {{{','.join('0' * array.size)}}}")
-    head = f'<ir_version: 10, opset_import: ["" : {opset}]>\n'
-    made = Module.parse(head + text.replace("<W>", f"<{', '.join(held)}>"))
-    for name, array in weights.items():
-        made.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    infer_shapes(made.model)
-    return made
-
-
-def floats(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def quantised(
@@ -58,17 +38,6 @@ def quantised(
     ctx = Context(target=target, samples=load_samples(lambda: iter(feeds), before))
     PassManager([InsertQdq(**options)]).run(after, ctx)
     return after
-
-
-def sqnr(before: Module, after: Module, feeds: Feeds) -> dict[str, float]:
-    """By output, the ratio of signal to noise in dB."""
-    old = OrtSession(before, optimise=False).run(feeds)
-    new = OrtSession(after, optimise=False).run(feeds)
-    made = {}
-    for name, array in old.items():
-        signal, noise = array.astype(np.float64), new[name].astype(np.float64) - array
-        made[name] = 10 * np.log10(np.square(signal).sum() / max(np.square(noise).sum(), 1e-30))
-    return made
 
 
 def regions_of(made: Module, outliers: Mapping[str, np.ndarray] | None = None) -> Regions:
