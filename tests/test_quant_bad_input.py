@@ -273,7 +273,7 @@ def test_float8_is_said_to_need_other_architectures(
 ) -> None:
     before = entries(here)
     passes = "canonicalize,insert-qdq(scheme=fp8)"
-    result = aigcc(f"build  net.onnx  -t  gpu  -o  out  -s  good.npz  -p  {passes}")
+    result = aigcc(f"build  net.onnx  -t  gpu(emit=onnx)  -o  out  -s  good.npz  -p  {passes}")
     refused(result, here, before, "there is no scheme 'fp8' for gpu")
     assert "-t 'gpu(architectures=[sm89,sm120])'" in result.err
 
