@@ -126,6 +126,13 @@ class Module:
             for node in graph:
                 pending.extend(held_graphs(node))
 
+    def roots(self) -> Iterator[tuple[GraphLike, int]]:
+        """The main graph and the model-local functions, each with the opset that its nodes have."""
+        yield self.graph, self.opset
+        for function in self.model.functions.values():
+            imports = function.opset_imports
+            yield function, imports.get("", imports.get("ai.onnx", self.opset))
+
     def nodes(self) -> Iterator[ir.Node]:
         """Every node of every graph, sub-graph and function."""
         for graph in self.graphs():
