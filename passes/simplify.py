@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from aigcc.ir.weights import read, scalar
-from aigcc.passes.conditions import same_dims
+from aigcc.passes.conditions import keeping, same_dims
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule, RulePass
 
@@ -82,7 +82,7 @@ class DropCast(Rule):
 
 
 class ResolveCastLike(Rule):
-    """CastLike(x, y) -> Cast(x), to the type that y has"""
+    """CastLike(x, y) -> Cast(x), to the type that y has, rounding and saturating alike"""
 
     name = "cast-like"
 
@@ -92,12 +92,16 @@ class ResolveCastLike(Rule):
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
         if match.y.dtype is None:
             return None
-        value: ir.Value = op.Cast(match.x, to=int(match.y.dtype))
+        value: ir.Value = op.Cast(match.x, to=int(match.y.dtype), **keeping(match.root))
         return value
 
 
 class MergeCasts(Rule):
-    """Cast(Cast(x, a), b) -> Cast(x, b), where a holds every value of x"""
+    """Cast(Cast(x, a), b) -> Cast(x, b), where a holds every value of x
+
+    How the outer one rounds and saturates stays. Text is left alone: a number is written with as
+    many digits as its type has.
+    """
 
     name = "cast-cast"
 
@@ -109,7 +113,9 @@ class MergeCasts(Rule):
         middle = ir.DataType(match.inner.attributes["to"].as_int())
         if source is None or not _holds(middle, source):
             raise NoMatch(f"{middle.name} does not hold every value of the input")
-        value: ir.Value = op.Cast(match.x, to=match.outer.attributes["to"].as_int())
+        if match.outer.attributes["to"].as_int() == ir.DataType.STRING:
+            raise NoMatch(f"{source.name} would be written with other digits than {middle.name}")
+        value: ir.Value = op.Cast(match.x, **keeping(match.outer))
         return value
 
 
@@ -358,7 +364,7 @@ class DropExpand(Rule):
         if match.y is expanded or not same_shape(match.y, match.root.outputs[0]):
             return None
         operands = [match.x if v is expanded else v for v in match.root.inputs]
-        value: ir.Value = op.node(match.root.op_type, operands, {})
+        value: ir.Value = op.node(match.root.op_type, operands, keeping(match.root))
         return value
 
 

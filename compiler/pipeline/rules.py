@@ -247,7 +247,7 @@ class _Driver:
                 continue
             rule = compiled.rule
             for match in find(compiled.pattern, node):
-                if escapes(match, rule.shared):
+                if escapes(match, rule.shared) or _has_parameters(match):
                     continue
                 try:
                     again = self._try(graph, rule, match)
@@ -300,6 +300,11 @@ class _Driver:
         remove_dead(match.nodes)
         again = [user for value in replaced.values() for user in value.consumers()]
         return [*builder.made, *again]
+
+
+def _has_parameters(match: Match) -> bool:
+    """Whether an attribute in a match is one that each call of its function gives."""
+    return any(a.is_ref() for node in match.nodes for a in node.attributes.values())
 
 
 def _stem(root: ir.Node) -> str:
