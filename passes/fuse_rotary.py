@@ -42,8 +42,8 @@ class DoubleLater(Rule):
         if root.op_type == "Mul" and scalar(match.c) is None:
             return None
         if root.op_type == "Unsqueeze":
-            axes = read(root.inputs[1])
-            if axes is None or axes.tolist() not in ([0], [1]):
+            axes = root.attributes.get_ints("axes") or read((*root.inputs, None)[1])
+            if axes is None or list(axes) not in ([0], [1]):
                 return None
         attributes = {name: attribute.value for name, attribute in root.attributes.items()}
         half = op.node(root.op_type, [match.f, *rest], attributes)

@@ -32,41 +32,54 @@ class UnpackSequences(Pass):
     def run(self, module: Module, ctx: Context) -> None:
         """Unpack in every graph."""
         names = Names(module)
-        for graph in list(module.graphs()):
-            for node in graph:
-                if node.op_type not in ("SplitToSequence", "SequenceConstruct"):
-                    continue
-                if not _reads_are_known(node):
-                    ctx.decline(node, "the sequence is used by more than reads at known places")
-                elif not _unpack(module, graph, node, names, ctx):
-                    return
+        for root, opset in module.roots():
+            graphs: list[GraphLike] = [root, *root.subgraphs()]
+            for graph in graphs:
+                for node in graph:
+                    if node.op_type not in ("SplitToSequence", "SequenceConstruct"):
+                        continue
+                    if not _unpack(graph, node, opset, names, ctx):
+                        return
 
 
-def _reads_are_known(node: ir.Node) -> bool:
-    sequence = node.outputs[0]
-    if sequence.is_graph_output():
-        return False
-    return all(
-        user.op_type == "ConcatFromSequence"
-        or (user.op_type == "SequenceAt" and scalar(user.inputs[1]) is not None)
-        for user in sequence.consumers()
-    )
-
-
-def _unpack(module: Module, graph: GraphLike, node: ir.Node, names: Names, ctx: Context) -> bool:
-    builder = Builder(graph, names, node.name or node.op_type, UnpackSequences.name, module.opset)
-    elements = _elements(builder, node)
-    if elements is None:
-        ctx.decline(node, "the sizes of its parts are not known")
+def _unpack(graph: GraphLike, node: ir.Node, opset: int, names: Names, ctx: Context) -> bool:
+    """Take one sequence apart if that is possible; False once the run's limit is reached."""
+    builder = Builder(graph, names, node.name or node.op_type, UnpackSequences.name, opset)
+    elements, places = _elements(builder, node), _places(node)
+    if places is None:
+        reason = "the sequence is used by more than reads at known places"
+    elif elements is None:
+        reason = "the sizes of its parts are not known"
+    elif not all(-len(elements) <= place < len(elements) for place in places):
+        reason = f"an element is read that a sequence of {len(elements)} does not have"
+    elif ctx.rewrite(node, f"sequence of {len(elements)} to plain values"):
+        graph.insert_before(node, builder.made)
+        for user in list(node.outputs[0].consumers()):
+            _replace(user, opset, elements, names)
+        remove_dead([node])
         return True
-    if not ctx.rewrite(node, f"sequence of {len(elements)} to plain values"):
+    else:
         builder.discard()
         return False
-    graph.insert_before(node, builder.made)
-    for user in list(node.outputs[0].consumers()):
-        _replace(module, user, elements, names)
-    remove_dead([node])
+    builder.discard()
+    ctx.decline(node, reason)
     return True
+
+
+def _places(node: ir.Node) -> list[int] | None:
+    """Where a sequence is read one by one; None where it is used in another way as well."""
+    sequence = node.outputs[0]
+    if sequence.is_graph_output():
+        return None
+    places = []
+    for user in sequence.consumers():
+        if user.op_type == "ConcatFromSequence":
+            continue
+        place = scalar(user.inputs[1]) if user.op_type == "SequenceAt" else None
+        if place is None:
+            return None
+        places.append(int(place))
+    return places
 
 
 def _elements(builder: Builder, node: ir.Node) -> list[ir.Value] | None:
@@ -78,7 +91,7 @@ def _elements(builder: Builder, node: ir.Node) -> list[ir.Value] | None:
         return None
     squeeze = len(node.inputs) < 2 and not node.attributes.get_int("keepdims", 1)
     sizes = [1] * dim if len(node.inputs) < 2 else _sizes(node.inputs[1], dim)
-    if sizes is None:
+    if not sizes or sum(sizes) != dim:
         return None
     made = builder.node("Split", (x, sizes), {"axis": axis, "_outputs": len(sizes)})
     parts = [made] if isinstance(made, ir.Value) else made
@@ -93,11 +106,13 @@ def _sizes(split: ir.Value | None, dim: int) -> list[int] | None:
     if known.ndim:
         return [int(size) for size in known]
     size = int(known)
+    if size < 1:
+        return None
     whole = [size] * (dim // size)
     return whole if dim % size == 0 else [*whole, dim % size]
 
 
-def _replace(module: Module, user: ir.Node, elements: list[ir.Value], names: Names) -> None:
+def _replace(user: ir.Node, opset: int, elements: list[ir.Value], names: Names) -> None:
     graph = user.graph
     assert graph is not None
     if user.op_type == "SequenceAt":
@@ -105,8 +120,7 @@ def _replace(module: Module, user: ir.Node, elements: list[ir.Value], names: Nam
         replace_value(graph, user.outputs[0], elements[place], names)
         remove_dead([user])
         return
-    stem = user.name or user.op_type
-    builder = Builder(graph, names, stem, UnpackSequences.name, module.opset)
+    builder = Builder(graph, names, user.name or user.op_type, UnpackSequences.name, opset)
     axis, parts = user.attributes["axis"].as_int(), elements
     if user.attributes.get_int("new_axis", 0):
         parts = [builder.Unsqueeze(part, [axis]) for part in elements]

@@ -304,7 +304,6 @@ def test_group_norms_of_constants_from_sums() -> None:
     [
         {"epsilon: float = 0.0": "epsilon: float = 0.1"},
         {"(z, s, s, zeros": "(z, s, s, s"},
-        {'"" : 24': '"" : 17'},
         {"2,4,3,5": "2,4,3,w"},
         {"{0, 2, -1}": "{1, 2, -1}"},
         {"{0, 2, -1}": "{0, 3, -1}", "[2] one = {1, 1}": "[3] one = {1, 1, 1}"},
@@ -330,8 +329,8 @@ g (float[2,4,3,5] x) => (y)
     for module in made:
         infer_shapes(module.model)
     assert [apply_rules(module, [SummedGroupNorm()], Context()) for module in made] == [1, 0]
-    for elements, times in ((60, 1), (61, 0)):
-        module = Module.parse(text)
+    for elements, times, opset in ((60, 1, 24), (60, 1, 17), (61, 0, 24)):
+        module = Module.parse(text.replace("24", str(opset)))
         infer_shapes(module.model)
         assert apply_rules(module, [SummedGroupNorm(elements)], Context()) == times
 

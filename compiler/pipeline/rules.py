@@ -18,6 +18,7 @@ from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
 from aigcc.ir.shapes.inference import infer_node
 from aigcc.pipeline.context import Context
+from aigcc.pipeline.forms import spelt
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.pattern import (
     Apply,
@@ -70,9 +71,10 @@ class Rule(ABC):
 class Builder:
     """Makes the nodes of a right side: `op.Gelu(x, approximate="tanh")`.
 
-    `_domain` names another domain, `_outputs` asks for several outputs, `_like` gives an output
-    the type of a value (without it the type is inferred). None stands for an absent input; numpy
-    arrays and tensors become constants.
+    Operators are written as in the newest opset, with axes and sizes as inputs; what is made is
+    what they are in the module's own. `_domain` names another domain, `_outputs` asks for several
+    outputs, `_like` gives an output the type of a value (without it the type is inferred). None
+    stands for an absent input; numpy arrays and tensors become constants.
     """
 
     graph: GraphLike
@@ -92,11 +94,18 @@ class Builder:
 
         return make
 
-    def node(self, op_type: str, inputs: Sequence[Any], keywords: dict[str, Any]) -> Any:
-        """A node by name; one value for one output, else a list."""
+    def node(self, op_type: str, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        """A node by name; one value for one output, else a list.
+
+        Raises:
+            NoMatch: the opset has no such node.
+        """
+        keywords = dict(keywords)
         domain = keywords.pop("_domain", "")
         outputs = keywords.pop("_outputs", 1)
         like = keywords.pop("_like", None)
+        if not domain:
+            inputs, keywords = spelt(op_type, inputs, keywords, self.opset, outputs)
         node = ir.Node(
             domain,
             op_type,

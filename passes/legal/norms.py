@@ -23,8 +23,7 @@ def _mean(op: Builder, x: ir.Value, axis: int) -> ir.Value:
         axes = list(range(axis, len(x.shape)))
     else:
         raise NoMatch("the rank of its input is not known")
-    made = op.ReduceMean(x, axes) if op.opset >= 18 else op.ReduceMean(x, axes=axes)
-    assert isinstance(made, ir.Value)
+    made: ir.Value = op.ReduceMean(x, axes)
     return made
 
 
@@ -201,7 +200,6 @@ class SummedGroupNorm(Rule):
             or elements < self.elements
             or channels % groups
             or x.dtype != ir.DataType.FLOAT
-            or op.opset < 18
             or match.root.attributes.get_float("epsilon", 1e-5)
             or not all(is_all(value, number) for value, number in fixed)
             or not same_dims(x.shape, match.root.outputs[0].shape or [])
@@ -253,9 +251,8 @@ class LpNorm(Rule):
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         attributes, x = match.root.attributes, match.x
         name = f"ReduceL{attributes.get_int('p', 2)}"
-        axes = [attributes.get_int("axis", -1)]
-        given = ([x, axes], {}) if op.opset >= 18 else ([x], {"axes": axes})
+        length = op.node(name, [x, [attributes.get_int("axis", -1)]], {})
         dtype = number(0.0, x).dtype
         tiny = np.array(np.finfo(dtype).tiny, dtype)
-        value: ir.Value = op.Div(x, op.Max(op.node(name, *given), tiny))
+        value: ir.Value = op.Div(x, op.Max(length, tiny))
         return value
