@@ -46,9 +46,9 @@ class Legalize(Pass):
             ctx.note(None, "there is no target to legalise for")
             return
         preferred = _preferred(target)
-        if preferred:
-            apply_rules(module, preferred, ctx)
         for _ in range(_ROUNDS):
+            if preferred:
+                apply_rules(module, preferred, ctx)
             refused = _refused(module, target)
             rules = [_At(rule, refused) for rule in DECOMPOSITIONS]
             if not refused or not apply_rules(module, rules, ctx):

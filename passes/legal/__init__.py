@@ -14,6 +14,7 @@ from aigcc.passes.legal.activations import (
     Swish,
 )
 from aigcc.passes.legal.attention import Cache, Decompose, MultiHead
+from aigcc.passes.legal.centred import CentredNorm, MeanVarianceNorm
 from aigcc.passes.legal.contrib import FusedMatMul, SkipLayerNorm, SkipRmsNorm
 from aigcc.passes.legal.convolutions import UpsampledConv
 from aigcc.passes.legal.norms import (
@@ -46,6 +47,8 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     SkipRmsNorm(),
     Swish(),
     LpNorm(),
+    CentredNorm(),
+    MeanVarianceNorm(),
 )
 """Tried in this order on what a target refuses."""
 
@@ -53,6 +56,7 @@ PREFERENCES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
         BatchScaledGroupNorm,
+        CentredNorm,
         MultiHead,
         Square,
         SummedLayerNorm,

@@ -279,6 +279,35 @@ def assert_equal(
 
 
 @needs_tvm
+def test_norms_far_from_zero_are_right(tmp_path: Path) -> None:
+    made = module(
+        """g (float[1,4,6,8] x) => (float[1,4,6,8] groups, float[1,4,6,8] layers)
+<float[4] s = {1, 1, 1, 1}, float[4] b = {0, 0, 0, 0}, float[8] g = {1, 1, 1, 1, 1, 1, 1, 1}>
+{
+  groups = GroupNormalization <num_groups = 2> (x, s, b)
+  layers = LayerNormalization <axis = 2> (x, g, g)
+}""",
+        21,
+    )
+    target = Jetson(board="host")
+    assert {p.message for p in target.check(made)} == {
+        "no kernel for GroupNormalization",
+        "no kernel for LayerNormalization",
+    }
+    x = 10000 + np.random.default_rng(0).standard_normal((1, 4, 6, 8))
+    feeds = {"x": x.astype(np.float32)}
+    lowered = compile_for(target, made, tmp_path, Context(target=target))
+    session = target.session(tmp_path, lowered.entry)
+    assert session is not None
+    wide = feeds["x"].astype(np.float64)
+    for name, rows, shift in (("groups", wide.reshape(1, 2, 96), 0), ("layers", wide, 1)):
+        axes = (2,) if name == "groups" else (2, 3)
+        centred = rows - rows.mean(axes, keepdims=True)
+        right = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + 1e-5) + shift
+        assert np.abs(session.run(feeds)[name] - right.reshape(wide.shape)).max() < 1e-5
+
+
+@needs_tvm
 def test_a_refusal_names_the_node(tmp_path: Path) -> None:
     made = module(
         "g (float[2,4] x) => (y) <float[1] s = {2}> { [odd] y = LayerNormalization (x, s) }"
