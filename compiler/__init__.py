@@ -17,7 +17,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 TYPE_CHECKING = False  # type checkers take it for true; typing itself is slow to import
 if TYPE_CHECKING:
-    from typing import Any
+    __version__: str
 
     from aigcc.artifact import Artifact as Artifact
     from aigcc.driver import Build as Build
@@ -51,9 +51,18 @@ _HOME = {
 
 __all__ = [*_HOME]
 
+if not TYPE_CHECKING:  # with these, type checkers would take any name
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import aigcc` alone loads neither onnx nor onnxruntime."""
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name):
+        """Import on first use: `import aigcc` alone loads neither onnx nor onnxruntime."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("aigcc")
+        if name in _HOME:
+            return getattr(importlib.import_module(_HOME[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        """What `import aigcc` offers."""
+        return [*__all__, "__version__"]

@@ -26,24 +26,27 @@ MANIFEST = "artifact.json"
 FORMAT = 1
 
 _SCRATCH = re.compile(r"\.\d+\.partial")
-_FIELDS: dict[str, type] = {
-    "device_files": list,
+_FIELDS: dict[str, Any] = {
+    "device_files": [str],
     "entry": str,
     "facts": dict,
-    "files": dict,
-    "inputs": list,
-    "nodes": dict,
-    "outputs": list,
+    "files": {str: {"bytes": int, "sha256": str}},
+    "inputs": [{"name": str}],
+    "nodes": {str: int},
+    "outputs": [{"name": str}],
+    "quality": ({"samples": str, "synthetic": bool, "outputs": [{"name": str}]}, type(None)),
     "pipeline": str,
-    "remarks": list,
-    "rewrites": dict,
+    "remarks": [{"kind": str, "maker": str, "node": str, "message": str}],
+    "rewrites": {str: int},
     "source": str,
     "target": str,
-    "versions": dict,
+    "versions": {str: str},
 }
+"""What readers of a manifest count on: a list of one kind, a table of one, names with theirs, or
+one of several."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Artifact:
     """A built artifact.
 
@@ -81,7 +84,7 @@ class Artifact:
                 hint="build the artifact again with this aigcc",
             )
         for name, kind in _FIELDS.items():
-            if not isinstance(manifest.get(name), kind):
+            if not _fits(manifest.get(name), kind):
                 raise ArtifactError(
                     f"{MANIFEST} is damaged: {name!r} is missing or of a wrong type",
                     at=str(path),
@@ -91,6 +94,10 @@ class Artifact:
         if check:
             artifact.check()
         return artifact
+
+    def __repr__(self) -> str:
+        source, target = self.manifest["source"], self.manifest["target"]
+        return f"<Artifact {str(self.folder)!r}: {source} for {target}>"
 
     @property
     def entry(self) -> str:
@@ -130,6 +137,21 @@ class Artifact:
                 raise ArtifactError(
                     f"{name} was altered after the build", at=str(path), hint="build it again"
                 )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether what was read is of a kind of `_FIELDS`."""
+    if isinstance(kind, tuple):
+        return any(_fits(value, one) for one in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(item, kind[0]) for item in value)
+    if not isinstance(kind, dict):
+        return isinstance(value, kind)
+    if not isinstance(value, dict):
+        return False
+    if str in kind:
+        return all(_fits(item, kind[str]) for item in value.values())
+    return all(_fits(value.get(name), part) for name, part in kind.items())
 
 
 def describe_value(value: ir.Value, rows: int | None = None) -> dict[str, Any]:
@@ -194,7 +216,7 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     check_free(out, overwrite=overwrite)
     try:
-        with _made(out):
+        with _made(out), _alone(out):
             scratch = out / f".{os.getpid()}.partial"
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
@@ -216,8 +238,24 @@ def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         raise ArtifactError(
             f"the folder cannot be written: {error.strerror or error}",
             at=str(error.filename or out),
-            hint="free disk space or choose another folder with -o",
+            hint="free disk space or choose another folder",
         ) from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if lock(descriptor) == "taken":
+            raise ArtifactError(
+                f"another build is writing into {folder}",
+                at=str(folder),
+                hint="wait for its end, or choose another folder",
+            )
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _rename(error: CompileError, old: str, new: str) -> None:
@@ -236,7 +274,7 @@ def check_free(out: Path, *, overwrite: bool = False) -> None:
         ArtifactError: it is not.
     """
     if out.exists() and not out.is_dir():
-        raise ArtifactError(f"{out} is a file", hint="give a folder with -o")
+        raise ArtifactError(f"{out} is a file", hint="give a folder")
     if not out.exists():
         return
     for path in out.iterdir():
@@ -247,12 +285,12 @@ def check_free(out: Path, *, overwrite: bool = False) -> None:
     if not (out / MANIFEST).is_file():
         raise ArtifactError(
             f"the output folder {out} is not empty, and holds no artifact",
-            hint="choose a new folder with -o, or empty this one yourself",
+            hint="choose a new folder, or empty this one yourself",
         )
     if not overwrite:
         raise ArtifactError(
             f"the output folder {out} holds an artifact already",
-            hint="add --overwrite to replace it, or choose another folder with -o",
+            hint="choose another folder; or replace it with --overwrite, in Python overwrite=True",
         )
 
 
@@ -306,7 +344,7 @@ def _recover(out: Path, scratch: Path) -> None:
     with contextlib.suppress(OSError):  # it has just gone
         descriptor = os.open(scratch, os.O_RDONLY)
         try:
-            if lock(descriptor):
+            if lock(descriptor) == "own":
                 half = next((p for p in (scratch / "whole", scratch / "old") if p.is_dir()), None)
                 for path in half.iterdir() if half is not None else ():
                     path.rename(out / path.name)

@@ -26,9 +26,7 @@ from aigcc.ir.module import Module
 from aigcc.ir.names import name_apart
 from aigcc.ir.verify import verify as verify_module
 from aigcc.options import show
-from aigcc.passes.quant.quantise import FULL
-from aigcc.passes.quant.readback import refuse_mismatches
-from aigcc.pipeline.context import Context, Remark
+from aigcc.pipeline.context import Context, Remark, usable_threads
 from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
 from aigcc.pipeline.text import format, parse
 from aigcc.quality import Suspects, count_calibrated, measure
@@ -49,7 +47,7 @@ Verify = Literal["off", "structure", "numeric"]
 Progress = Callable[[str, float], None]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Build:
     """What a build did.
 
@@ -68,6 +66,13 @@ class Build:
     runs: Sequence[PassRun]
     remarks: Sequence[Remark]
     samples: Samples
+
+    def __repr__(self) -> str:
+        facts = self.artifact.manifest
+        said = f"{len(self.remarks)} remarks"
+        nodes = f"{facts['nodes']['before']} nodes before, {facts['nodes']['after']} after"
+        place = str(self.artifact.folder)
+        return f"<Build {place!r}: {facts['source']} for {facts['target']}, {nodes}, {said}>"
 
 
 def load(
@@ -194,8 +199,11 @@ def build(
     Raises:
         CompileError: with what, where and what to do. Nothing is left at `out` then.
     """
+    from aigcc.passes.quant.readback import refuse_mismatches
+
     if verify not in get_args(Verify):
         raise CompileError(f"verify cannot be {verify!r}", hint=f"one of {get_args(Verify)}")
+    threads = usable_threads(threads)
     if isinstance(target, str):
         from aigcc.targets import make_target
 
@@ -315,6 +323,7 @@ def _quantisation(budget: str | None, recipe: str | Path | None) -> list[Pass]:
     from aigcc.analysis.recipe import Recipe
     from aigcc.passes.assign_precision import AssignPrecision
     from aigcc.passes.insert_qdq import InsertQdq
+    from aigcc.passes.quant.quantise import FULL
 
     if budget is None and recipe is None:
         return []

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from aigcc.catalogue import Catalogue
 from aigcc.errors import PipelineError
 from aigcc.options import build, read_calls
 from aigcc.target import Target
 
-_CLASSES = {
-    "cpu": "aigcc.targets.cpu:Cpu",
-    "gpu": "aigcc.targets.gpu:Gpu",
-    "jetson": "aigcc.targets.jetson:Jetson",
-    "mobile": "aigcc.targets.mobile:Mobile",
-}
-
-
-class _Catalogue(Mapping[str, type[Target]]):
-    """Target classes by name, imported when asked for."""
-
-    def __getitem__(self, name: str) -> type[Target]:
-        module, _, cls = _CLASSES[name].partition(":")
-        found: type[Target] = getattr(importlib.import_module(module), cls)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_CLASSES)
-
-    def __len__(self) -> int:
-        return len(_CLASSES)
-
-
-TARGETS: Mapping[str, type[Target]] = _Catalogue()
+TARGETS: Catalogue[Target] = Catalogue(
+    {
+        "cpu": "aigcc.targets.cpu:Cpu",
+        "gpu": "aigcc.targets.gpu:Gpu",
+        "jetson": "aigcc.targets.jetson:Jetson",
+        "mobile": "aigcc.targets.mobile:Mobile",
+    }
+)
 
 
 def make_target(text: str, catalogue: Mapping[str, type[Target]] = TARGETS) -> Target:

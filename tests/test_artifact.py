@@ -1,11 +1,32 @@
 """Artifacts: written whole or not at all, and checked when opened."""
 
+import contextlib
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from aigcc.artifact import Artifact, describe_files, staged, write_manifest
+import aigcc
+from aigcc.artifact import MANIFEST, Artifact, describe_files, staged, write_manifest
+from aigcc.cli.show import explain
 from aigcc.errors import ArtifactError
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real artifact, with remarks and measured quality."""
+    text = """
+        <ir_version: 10, opset_import: ["" : 20]>
+        net (float[2,4] x) => (float[2,4] y) <float[4,4] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}>
+        { h = MatMul (x, w)  s = Sigmoid (h)  y = Mul (h, s) }
+    """
+    folder = tmp_path_factory.mktemp("built") / "out"
+    aigcc.build(aigcc.Module.parse(text), "mobile", folder)
+    return folder
 
 
 def make(out: Path, *, overwrite: bool = False) -> None:
@@ -81,3 +102,34 @@ def test_a_broken_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "artifact.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ArtifactError):
         Artifact.load(tmp_path)
+
+
+def test_two_builds_do_not_write_into_one_folder_at_once(tmp_path: Path) -> None:
+    with staged(tmp_path / "out", overwrite=False) as staging:
+        (staging / "model.onnx").write_bytes(b"first")
+        with pytest.raises(ArtifactError, match="another build is writing"):
+            make(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == b"first"
+
+
+DAMAGE = st.sampled_from([None, -5, "x", [], {}, [1], {"a": 1}, [[{}]], True])
+
+
+@given(place=st.data(), value=DAMAGE)
+def test_a_damaged_manifest_is_named(built: Path, place: st.DataObject, value: object) -> None:
+    manifest = json.loads((built / MANIFEST).read_text())
+    inner: Any = manifest
+    while True:
+        keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+        key = place.draw(st.sampled_from(keys))
+        nested = isinstance(inner[key], dict | list) and inner[key]
+        if not nested or place.draw(st.booleans()):
+            break
+        inner = inner[key]
+    inner[key] = value
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / MANIFEST).write_text(json.dumps(manifest))
+        with contextlib.suppress(ArtifactError):
+            artifact = Artifact.load(folder, check=False)
+            explain(Path(folder))
+            artifact.signature()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from aigcc import cli
 from aigcc.cli.app import app
@@ -244,6 +247,39 @@ def test_compare_fails_past_a_tolerance(aigcc: Callable[..., Result], here: Path
     assert json.loads(result.out)["outputs"][0]["relative"] > 0.1
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("aigcc build m.onnx -t mo", ["mobile"]),
+        ("aigcc opt m.onnx -p fuse,fold-", ["fuse,fold-constants", "fuse,fold-shapes"]),
+        ("aigcc passes insert", ["insert-qdq"]),
+        ("aigcc targets j", ["jetson"]),
+    ],
+)
+def test_the_shell_completes_names(words: str, offered: list[str]) -> None:
+    count = str(len(words.split()) - 1)
+    place = {"_AIGCC_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+    done = subprocess.run(
+        [sys.executable, "-c", "from aigcc.cli.app import app; app(prog_name='aigcc')"],
+        env={**os.environ, **place},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == offered
+
+
+def test_no_word_is_broken_at_80_columns(
+    aigcc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    narrow = Console(file=shown, width=80, force_terminal=True, no_color=True)
+    monkeypatch.setattr("aigcc.cli.render.console", narrow)
+    aigcc("passes")
+    words = set(re.findall(r"[a-z0-9-]+", shown.getvalue()))
+    assert {"merge-subexpressions", "unpack-sequences", "initializers"} <= words
+
+
 @pytest.mark.parametrize("command", ["passes", "targets"])
 def test_catalogues_show_all_or_one_in_full(aigcc: Callable[..., Result], command: str) -> None:
     names = [entry["name"] for entry in json.loads(aigcc(command, "--json").out)]
@@ -357,6 +393,26 @@ def nothing() -> None:
 
 # What is prepared, the command, its exit code, and what the message must say.
 FAILURES: dict[str, tuple[Callable[[], object], str, int, str]] = {
+    # files that would be lost
+    "out is in": (nothing, "opt tiny.onnx -p fuse -o tiny.onnx", 1, "is the model that is read"),
+    "out is a note": (
+        lambda: file("bad.onnx", "a note"),
+        "opt tiny.onnx -p fuse -o bad.onnx",
+        1,
+        "bad.onnx is no model, and would be lost",
+    ),
+    "page is a note": (
+        lambda: file("bad.html", "<title>a note</title>"),
+        "sensitivity tiny.onnx --html bad.html",
+        1,
+        "bad.html is no report of aigcc, and would be lost",
+    ),
+    "statistics are a note": (
+        lambda: file("bad.npz", "a note"),
+        "calibrate tiny.onnx -o bad.npz",
+        1,
+        "bad.npz is no calibration, and would be lost",
+    ),
     # files that are no models
     "missing": (nothing, MODEL, 1, "there is no model at 'bad.onnx'"),
     "misspelt": (nothing, f"build tinny.onnx {BUILD}", 1, "did you mean 'tiny.onnx'?"),

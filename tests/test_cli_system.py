@@ -116,13 +116,15 @@ def test_a_signal_ends_a_build_and_leaves_nothing(
 @pytest.mark.parametrize(
     "begin",
     [
-        "from aigcc.__main__ import main; main()",  # as the installed script does
-        "import runpy; runpy.run_module('aigcc', run_name='__main__')",  # as python -m does
+        # as the installed script does
+        "from aigcc.__main__ import main; print(flush=True); main()",
+        # as python -m does
+        "import aigcc, runpy; print(flush=True); runpy.run_module('aigcc', run_name='__main__')",
     ],
 )
 def test_ctrl_c_ends_aigcc_while_it_starts(here: Path, begin: str, milliseconds: int) -> None:
     words = ["build", "tiny.onnx", "-t", "mobile", "-o", "out"]
-    command = [sys.executable, "-c", f"print(flush=True); {begin}", *words]
+    command = [sys.executable, "-c", begin, *words]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
     )

@@ -1,7 +1,10 @@
 """Pipelines: text to passes and back, order, limits, errors that name the pass."""
 
 import dataclasses
-from typing import ClassVar, Literal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -10,9 +13,11 @@ from hypothesis import strategies as st
 from aigcc.errors import CompileError, PassError, PipelineError
 from aigcc.ir.module import Module
 from aigcc.options import option
+from aigcc.passes import PASSES
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassManager
 from aigcc.pipeline.text import format, parse
+from aigcc.targets import TARGETS
 
 TWO_IDENTITIES = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -141,3 +146,18 @@ def test_analyses_are_kept_until_the_module_changes() -> None:
     PassManager(parse("simplify")).run(module)
     assert module.get(count) == 1
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("catalogue", [PASSES, TARGETS], ids=["passes", "targets"])
+def test_a_catalogue_calls_each_class_by_its_own_name(catalogue: Mapping[str, Any]) -> None:
+    assert [catalogue[name].name for name in catalogue] == list(catalogue)
+
+
+def test_what_is_not_asked_for_is_not_imported() -> None:
+    script = (
+        "import sys, aigcc\n"
+        "aigcc.parse('canonicalize')\n"
+        "print([n for n in sys.modules if n.startswith('aigcc.passes.quant') or n == 'torch'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

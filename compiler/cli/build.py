@@ -18,6 +18,8 @@ from aigcc.cli.arguments import (
     PrintAfter,
     SamplesOption,
     Threads,
+    complete_pipeline,
+    complete_target,
     dump_folder,
 )
 from aigcc.cli.render import as_json, line, progress, table
@@ -43,6 +45,7 @@ def build(
             "--target",
             "-t",
             metavar="TARGET",
+            autocompletion=complete_target,
             help="For example mobile, gpu, or 'mobile(weights=fp16)'; see aigcc targets.",
         ),
     ],
@@ -55,6 +58,7 @@ def build(
             "--passes",
             "-p",
             metavar="PIPELINE",
+            autocompletion=complete_pipeline,
             help='Such as "canonicalize,fuse", instead of the target\'s own; see aigcc passes.',
         ),
     ] = None,

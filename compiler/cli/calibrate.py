@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aigcc.cli.arguments import DataRoots, Json, Model, SamplesOption, check_folder
+from aigcc.cli.arguments import (
+    DataRoots,
+    Json,
+    Model,
+    SamplesOption,
+    at_most_one_a_core,
+    check_free_file,
+)
 from aigcc.cli.render import as_json, line, progress, table
 from aigcc.errors import CompileError
 from aigcc.figures import number
@@ -67,7 +74,15 @@ def calibrate(
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Show so many values.")] = 20,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Samples that run at once.")
+        int,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            metavar="N",
+            callback=at_most_one_a_core,
+            help="Samples that run at once, at most one a core.",
+        ),
     ] = 1,
     data_root: DataRoots = None,
     json: Json = False,
@@ -77,10 +92,11 @@ def calibrate(
     Example: `aigcc calibrate unet.onnx --samples trajectory/ --by timestep=4`
     """
     from aigcc.analysis.calibration import calibrate as calibration
+    from aigcc.analysis.calibration.result import Calibration
     from aigcc.driver import load
     from aigcc.samples import load_samples
 
-    check_folder(out)
+    check_free_file(out, "calibration", Calibration.load)
     buckets = None if by is None else _buckets(by)
     with progress(quiet=json) as report:
         module = load(model, roots=data_root or ())

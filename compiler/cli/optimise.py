@@ -17,6 +17,8 @@ from aigcc.cli.arguments import (
     PrintAfter,
     SamplesOption,
     Target,
+    check_free_file,
+    complete_pipeline,
     dump_folder,
 )
 from aigcc.cli.build import show_quality
@@ -39,6 +41,7 @@ Passes = Annotated[
         "--passes",
         "-p",
         metavar="PIPELINE",
+        autocompletion=complete_pipeline,
         help='For example "canonicalize,fuse"; see aigcc passes.',
     ),
 ]
@@ -87,6 +90,7 @@ def opt(
     """
     from aigcc.driver import load
     from aigcc.errors import ModelError
+    from aigcc.ir.module import Module
     from aigcc.pipeline import dump
     from aigcc.pipeline.context import Context
     from aigcc.pipeline.manager import Observer, PassManager
@@ -100,6 +104,7 @@ def opt(
             at="--out",
             hint="end the name with .onnx (binary) or .onnxtxt (text)",
         )
+    check_free_file(out, "model", Module.load, source=model)
     observers: list[Observer] = []
     if dump_ir is not None:
         observers.append(dump.Dump(dump_folder(dump_ir, out)))

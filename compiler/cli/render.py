@@ -32,6 +32,7 @@ console = _Console(highlight=False)
 errors = _Console(stderr=True, highlight=False)
 
 _UNWRAPPED = 10_000  # columns of an output that is no terminal: a row stays a line
+_LONG_WORD = 24  # longer ones, such as paths of nodes, are broken where a table is too wide
 _PROSE = 104  # a line of code in a docstring, and a blank on both sides
 
 _json_output: ContextVar[TextIO | None] = ContextVar("_json_output", default=None)
@@ -90,16 +91,24 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """Print a table; columns named with a leading '>' are aligned to the right."""
     if title:
         line(title)
+    texts = [[printable(str(cell)).replace("\n", "\\n") for cell in row] for row in rows]
     made = Table(header_style="bold", box=None, pad_edge=False)
-    for column in columns:
+    for index, column in enumerate(columns):
         made.add_column(
             column.lstrip(">"),
             justify="right" if column.startswith(">") else "left",
             overflow="fold",
+            min_width=_longest_word(column.lstrip(">"), *(row[index] for row in texts)),
         )
-    for row in rows:
-        made.add_row(*(Text(printable(str(cell)).replace("\n", "\\n")) for cell in row))
+    for row in texts:
+        made.add_row(*map(Text, row))
     _print(made, _UNWRAPPED)
+
+
+def _longest_word(*texts: str) -> int:
+    """The columns that a text needs if no word of ordinary length is broken."""
+    words = (len(word) for text in texts for word in text.split())
+    return min(max(words, default=1), _LONG_WORD)
 
 
 def markdown(text: str) -> None:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aigcc.cli.arguments import DataRoots, Json, Model, SamplesOption, Threads, check_folder
+from aigcc.cli.arguments import (
+    DataRoots,
+    Json,
+    Model,
+    SamplesOption,
+    Threads,
+    check_free_file,
+    complete_target,
+    read_page,
+)
 from aigcc.cli.render import as_json, line, progress, table
 from aigcc.figures import amount, number
 
@@ -32,6 +41,7 @@ def sensitivity(
             "--target",
             "-t",
             metavar="TARGET",
+            autocompletion=complete_target,
             help="Whose schemes are tried, after its pipeline; without it, portable ones on the "
             "model as it is.",
         ),
@@ -58,7 +68,7 @@ def sensitivity(
     from aigcc.sensitivity import measure_curve
     from aigcc.targets import make_target
 
-    check_folder(html)
+    check_free_file(html, "report of aigcc", read_page)
     with progress(quiet=json) as report:
         device = None if target is None else make_target(target)
         module = load(model, roots=data_root or ())

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aigcc.cli.arguments import DataRoots, Json, Model
+from aigcc.cli.arguments import (
+    DataRoots,
+    Json,
+    Model,
+    check_free_file,
+    complete_pipeline,
+    complete_target,
+    read_page,
+)
 from aigcc.cli.render import as_json, line, markdown, table
 from aigcc.errors import PipelineError, did_you_mean
 from aigcc.figures import amount, number, size
@@ -94,7 +102,10 @@ def _shape(dims: list[int | str | None] | None) -> str:
 
 
 def passes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One pass, in full.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", autocompletion=complete_pipeline, help="One pass, in full."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the passes, or show one with its options.
@@ -107,7 +118,10 @@ def passes(
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One target, in full.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", autocompletion=complete_target, help="One target, in full."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the targets, or show one with its options.
@@ -192,6 +206,7 @@ def explain(
     from aigcc.artifact import Artifact
     from aigcc.report.page import render
 
+    check_free_file(html, "report of aigcc", read_page)
     opened = Artifact.load(artifact)
     manifest = opened.manifest
     if html is not None:
@@ -241,7 +256,7 @@ def _group(remarks: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
 def _quality(quality: Mapping[str, Any] | None) -> str:
     if quality is None:
         return "quality: not measured"
-    errors = [f"{o['name']} {number(o['relative'], '.2g')}" for o in quality["outputs"]]
+    errors = [f"{o['name']} {number(o.get('relative'), '.2g')}" for o in quality["outputs"]]
     return f"relative error on {quality['samples']}: {', '.join(errors)}"
 
 

@@ -29,6 +29,13 @@ class Module:
         self.path = path
         self._facts: dict[Callable[[Module], Any], Any] = {}
 
+    def __repr__(self) -> str:
+        kinds = (("inputs", self.inputs), ("outputs", self.outputs))
+        values = (f"{name}=[{', '.join(map(_signature, found))}]" for name, found in kinds)
+        place = f"{str(self.path)!r}, " if self.path else ""
+        count = sum(1 for _ in self.nodes())
+        return f"<Module {place}opset {self.opset}, {count} nodes, {', '.join(values)}>"
+
     @classmethod
     def load(cls, path: str | Path, *, roots: Iterable[Path] = ()) -> Module:
         """Read `.onnx` (weights mapped, inline or external) or `.onnxtxt` (the text form).
@@ -161,3 +168,9 @@ class Module:
     def invalidate(self, keep: tuple[Callable[..., Any], ...] = ()) -> None:
         """Forget all analyses except those in `keep`."""
         self._facts = {key: fact for key, fact in self._facts.items() if key in keep}
+
+
+def _signature(value: ir.Value) -> str:
+    """A value of a module's signature: `x: FLOAT[N,4]`."""
+    dtype = "?" if value.dtype is None else value.dtype.name
+    return f"{value.name}: {dtype}{'' if value.shape is None else value.shape}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
+
+from aigcc.errors import CompileError
 
 if TYPE_CHECKING:
     from aigcc.analysis.budget import Budget
@@ -45,11 +48,15 @@ class Context:
         calibration: Statistics of activations that a pass has left for later ones.
         recipe: The precisions that a pass has chosen.
         budget: What a pass that changes values has promised to keep.
-        threads: How many threads a pass may use; None means all cores.
+        threads: How many threads a pass may use; None means all cores, and more than there are
+            cores means as many as there are.
         limit: Stop after so many rewrites in the whole run; None means no limit.
         progress: Called with a short text and a fraction from 0 to 1 by long-running work.
         remarks: What has been said so far.
         rewrites: Rewrites so far, by maker (`pass` or `pass/rule`).
+
+    Raises:
+        CompileError: `limit` is below 0, or `threads` below 1.
     """
 
     target: Target | None = None
@@ -64,6 +71,11 @@ class Context:
     remarks: list[Remark] = dataclasses.field(default_factory=list)
     rewrites: Counter[str] = dataclasses.field(default_factory=Counter)
     maker: str = ""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 0:
+            raise CompileError(f"limit is {self.limit}", hint="0 or more rewrites; None for all")
+        self.threads = usable_threads(self.threads)
 
     @property
     def total(self) -> int:
@@ -98,6 +110,19 @@ class Context:
         remark = Remark(kind, maker, _label(node), message, numbers)
         if remark not in self.remarks[-64:]:
             self.remarks.append(remark)
+
+
+def usable_threads(wanted: int | None) -> int | None:
+    """As many threads as are wanted, at most one a core; None is left to whoever runs.
+
+    Raises:
+        CompileError: fewer than one.
+    """
+    if wanted is None:
+        return None
+    if wanted < 1:
+        raise CompileError(f"{wanted} threads cannot run", hint="1 or more; None for all cores")
+    return min(wanted, os.cpu_count() or 1)
 
 
 def _label(node: ir.Node | None) -> str:

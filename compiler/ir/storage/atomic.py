@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 _DRAFT = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 
@@ -60,17 +60,22 @@ def _draft(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
         draft.unlink(missing_ok=True)
 
 
-def lock(descriptor: int) -> bool:
-    """Whether a file or folder is now this process's own, until it is closed.
+Lock = Literal["own", "taken", "unknown"]
 
-    It is closed when a process ends, in whatever way. False where another process has it, or where
-    the file system knows of no locks.
+
+def lock(descriptor: int) -> Lock:
+    """Make a file or folder this process's own until it is closed, or say that another has it.
+
+    It is closed when a process ends, in whatever way. "unknown" where the file system knows of no
+    locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "taken"
     except OSError:
-        return False
-    return True
+        return "unknown"
+    return "own"
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -81,7 +86,7 @@ def _remove_abandoned(path: Path) -> None:
         with suppress(OSError):  # it is gone, or somebody else's
             descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                if lock(descriptor):
+                if lock(descriptor) == "own":
                     draft.unlink()
             finally:
                 os.close(descriptor)
