@@ -242,7 +242,7 @@ def build(
         if verify == "numeric":
             session = target.session(staging, lowered.entry, threads)
             is_lowered = session is not None
-            session = session or _before_lowering(module, ctx)
+            session = session or _here(target, module, ctx) or _before_lowering(module, ctx)
         if session is not None:
             progress("comparing with the original", 0.0)
             quality = measure(original, session, feeds, threads, ctx.budget)
@@ -352,6 +352,14 @@ def _refuse_problems(target: Target, module: Module, pipeline: Sequence[Pass]) -
         at="\n      ".join(shown),
         hint="; ".join(hints[:3]) or "put other operators in the place of these",
     )
+
+
+def _here(target: Target, module: Module, ctx: Context) -> Session | None:
+    """The module as the target computes it, made for this machine; None where that cannot be."""
+    session = target.open(module, ctx.threads)
+    if session is not None:
+        ctx.note(None, "compared by the same program, made for this machine")
+    return session
 
 
 def _before_lowering(module: Module, ctx: Context) -> Session | None:

@@ -13,6 +13,7 @@ PASSES: Catalogue[Pass] = Catalogue(
         "eliminate-dead": "aigcc.passes.eliminate_dead:EliminateDead",
         "fold-constants": "aigcc.passes.fold_constants:FoldConstants",
         "fold-shapes": "aigcc.passes.fold_shapes:FoldShapes",
+        "fp16-operands": "aigcc.passes.fp16_operands:Fp16Operands",
         "fuse": "aigcc.passes.fuse:Fuse",
         "fuse-activation": "aigcc.passes.fuse_activation:FuseActivation",
         "fuse-affine": "aigcc.passes.fuse_affine:FuseAffine",

@@ -70,7 +70,9 @@ class WeightsFp16(Pass):
         tensor = value.const_value
         assert tensor is not None and value.name is not None
         ctx.progress(f"reading {value.name}", 0.0)
-        error = _relative_error(tensor)
+        error = relative_error(tensor.numpy())
+        if isinstance(tensor, MappedTensor):
+            tensor.release()
         if not error <= self.tolerance:
             reason = f"its relative error would be {error:.2g}"
             if error == np.inf:
@@ -108,9 +110,9 @@ def _round(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.astype(np.float16)
 
 
-def _relative_error(tensor: ir.TensorProtocol) -> float:
+def relative_error(array: npt.NDArray[Any]) -> float:
     """max|w - fp16(w)| / max|w|; infinite where float16 overflows or a value is not finite."""
-    flat = tensor.numpy().reshape(-1)
+    flat = array.reshape(-1)
     largest = error = 0.0
     for start in range(0, flat.size, _CHUNK):
         chunk = flat[start : start + _CHUNK]
@@ -120,6 +122,4 @@ def _relative_error(tensor: ir.TensorProtocol) -> float:
             return np.inf
         error = max(error, float(difference.max()))
         largest = max(largest, float(np.abs(chunk).max()))
-    if isinstance(tensor, MappedTensor):
-        tensor.release()
     return error / largest if largest else 0.0

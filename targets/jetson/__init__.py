@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from onnx_ir.passes.common import InlinePass
+
+from aigcc.analysis.flops import flops
 from aigcc.errors import TargetError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.ir.weights import read
 from aigcc.options import option
 from aigcc.pipeline.context import Context
-from aigcc.samples import Samples
 from aigcc.target import Lowered, Problem, Requirement, Session, Target, node_label
 from aigcc.targets import worker
-from aigcc.targets.dims import dynamic_dims, sample_sizes, with_input_sizes, with_sizes
+from aigcc.targets.dims import with_sizes
 from aigcc.targets.jetson.example import EXAMPLE
 from aigcc.targets.jetson.machine_code import read_library
 from aigcc.targets.jetson.program import (
@@ -28,6 +30,7 @@ from aigcc.targets.jetson.program import (
     NativeSession,
     Signature,
 )
+from aigcc.targets.jetson.sizes import given_sizes, refuse_dynamic, seen_sizes
 from aigcc.targets.jetson.toolchain import INSTALL as INSTALL_LINKER
 from aigcc.targets.jetson.toolchain import (
     INSTALL_NATIVE,
@@ -40,7 +43,8 @@ from aigcc.targets.jetson.toolchain import (
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1"
 
 _HOST = "host"
-_FORM = "dims=[NAME:SIZE]"
+_SLOW_FLOPS = 1 << 34  # of one run; kernels that are not tuned do about 2**30 a second
+_LARGE_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Jetson(Target):
 
     board: str = option("agx-orin", "a board of the table, or host for this machine")
     precision: Literal["fp32", "fp16"] = option(
-        "fp32", "of factors in products and convolutions; sums are float32"
+        "fp32", "of factors in products and convolutions that hold them; sums are float32"
     )
     dims: tuple[str, ...] = option((), "sizes of dynamic dims, each NAME:SIZE")
     emulate: bool = option(False, "compare outputs by running the program in qemu, which is slow")
@@ -67,8 +71,9 @@ class Jetson(Target):
         return 1e-4 if self.precision == "fp32" else 2e-2
 
     def pipeline(self) -> str:
-        """Canonicalise, fuse, and replace what the front end lacks."""
-        return "canonicalize,fuse,legalize,canonicalize"
+        """Canonicalise, fuse, replace what the front end lacks, and round factors where asked."""
+        rounding = ",fp16-operands" if self.precision == "fp16" else ""
+        return f"canonicalize,fuse,legalize,canonicalize{rounding}"
 
     def prepare(self, module: Module, ctx: Context) -> Module:
         """Fix every dynamic dim: at its size in `dims`, else in the samples, which a remark says.
@@ -78,8 +83,8 @@ class Jetson(Target):
                 other.
             ModelError: the sizes contradict each other within the model.
         """
-        sizes = self._given_sizes(module)
-        for name, seen in _seen_sizes(module, sizes, ctx.samples).items():
+        sizes = given_sizes(module, self.dims)
+        for name, seen in seen_sizes(module, sizes, ctx.samples).items():
             sizes[name] = seen
             ctx.note(
                 None,
@@ -134,21 +139,8 @@ class Jetson(Target):
         """
         self.check_tools()
         target = self._tvm_target()
-        _refuse_dynamic(module)
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            onnx = Path(scratch) / "model.onnx"
-            module.save(onnx)
-            request = {
-                "onnx": str(onnx),
-                "library": str(out / LIBRARY),
-                "parameters": str(out / PARAMETERS),
-                "target": target,
-                "half": self.precision == "fp16",
-                "link": self._linker(),
-            }
-            function = "aigcc.targets.jetson.compiler:compile_model"
-            found = worker.call(function, request, ctx.progress)
-        Signature.of(module).save(out / SIGNATURE)
+        refuse_dynamic(module)
+        found = _compile(module, out, target, self._linker(), ctx.progress)
         ctx.note(
             None,
             "kernels are fused but neither tiled, vectorised by hand nor tuned, and run on one "
@@ -175,6 +167,15 @@ class Jetson(Target):
         if runner is None:
             raise TargetError("the emulator is not ready", hint=PREPARE)
         return EmulatedSession(folder, runner, self._board()["qemu"])
+
+    def open(self, module: Module, threads: int | None = None) -> Session | None:
+        """The same kernels for this machine; None without a linker, or where that takes minutes."""
+        linker = native_linker()
+        if linker is None or _is_slow(module):
+            return None
+        with tempfile.TemporaryDirectory(prefix="aigcc-") as folder:
+            _compile(module, Path(folder), None, linker, lambda text, fraction: None)
+            return NativeSession(Path(folder))
 
     def example(self, module: Module, entry: str) -> str:
         """Runs the program once on the board, with TVM's runtime."""
@@ -206,57 +207,41 @@ class Jetson(Target):
             "num-cores": board["cores"],
         }
 
-    def _given_sizes(self, module: Module) -> dict[str, int]:
-        """The sizes in `dims`."""
-        places = dynamic_dims(module)
-        sizes: dict[str, int] = {}
-        for text in self.dims:
-            name, _, size = text.rpartition(":")
-            if not size.isdecimal() or not int(size):
-                raise TargetError(f"{text!r} is no size of a dim", hint=f"the form is {_FORM}")
-            if name not in places:
-                known = did_you_mean(name, places) if places else "all shapes are fixed"
-                raise TargetError(f"the model has no dynamic dim {name!r}", hint=known)
-            sizes[name] = int(size)
-        return sizes
+
+def _compile(
+    module: Module,
+    out: Path,
+    target: dict[str, Any] | None,
+    linker: list[str] | None,
+    progress: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """Write the library, its parameters and its signature; None as a target is this machine."""
+    spelt = module.clone()
+    InlinePass()(spelt.model)  # the front end does not know functions
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        onnx = Path(scratch) / "model.onnx"
+        spelt.save(onnx)
+        request = {
+            "onnx": str(onnx),
+            "library": str(out / LIBRARY),
+            "parameters": str(out / PARAMETERS),
+            "target": target,
+            "link": linker,
+        }
+        found = worker.call("aigcc.targets.jetson.compiler:compile_model", request, progress)
+    Signature.of(module).save(out / SIGNATURE)
+    return found
 
 
-def _seen_sizes(
-    module: Module, given: Mapping[str, int], samples: Samples | None
-) -> dict[str, int]:
-    """The sizes that samples give to the dims that `given` leaves open."""
-    if samples is None or not dynamic_dims(module):
-        return {}
-    if samples.synthetic:
-        samples = samples.fitted(with_input_sizes(module, given))
-        return sample_sizes(samples.module, next(iter(samples)))
-    first: dict[str, int] = {}
-    for index, feeds in enumerate(samples):
-        sizes = sample_sizes(module, feeds)
-        first = first or sizes
-        for name, size in sizes.items():
-            if given.get(name, size) != size:
-                raise TargetError(
-                    f"the dim {name!r} is {size} in sample {index}, and {given[name]} in dims",
-                    hint=f"give dims=[{name}:{size}], or samples with a size of {given[name]}",
-                )
-            if first[name] != size:
-                raise TargetError(
-                    f"the dim {name!r} is {first[name]} in sample 0, and {size} in sample {index}; "
-                    "this target needs static shapes",
-                    hint="pad or crop the samples to one size",
-                )
-    return {name: size for name, size in first.items() if name not in given}
-
-
-def _refuse_dynamic(module: Module) -> None:
-    places = dynamic_dims(module)
-    if places:
-        raise TargetError(
-            f"the dim {next(iter(places))!r} has no size, and this target needs static shapes",
-            at=next(iter(places.values())),
-            hint=f"give dims=[{','.join(f'{name}:SIZE' for name in places)}], or samples",
-        )
+def _is_slow(module: Module) -> bool:
+    """Whether kernels that are not tuned need minutes for the samples, or weights much memory."""
+    work = sum(flops(node, {}) or 0 for node in module.nodes())
+    weights = sum(
+        value.const_value.nbytes
+        for value in module.graph.initializers.values()
+        if value.const_value
+    )
+    return work > _SLOW_FLOPS or weights > _LARGE_BYTES
 
 
 def _inexact_resizes(module: Module) -> list[Problem]:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from aigcc.errors import TargetError
+from aigcc.targets.jetson.half import multiply_in_half
 
 Progress = Callable[[str, float], None]
 
@@ -22,8 +23,7 @@ def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]
 
     Args:
         request: `onnx`, `library` and `parameters` are paths, the latter two to write; `target` is
-            a target of TVM, or None for this machine; `half` asks for float16 products; `link` is
-            the command that links.
+            a target of TVM, or None for this machine; `link` is the command that links.
         progress: Told what the compiler is at.
 
     Returns:
@@ -70,14 +70,12 @@ def _compile(
     import tvm
     from tvm import relax
 
-    if request["half"]:
-        program = relax.transform.ToMixedPrecision(out_dtype="float32")(program)
+    program = multiply_in_half(program)
     progress("preparing the parameters", 0.2)
     program, parameters = _settle_parameters(program)
     target = tvm.target.Target(request["target"] or _this_machine())
     with target:
-        if not request["half"]:  # the approximations are made for float32
-            program = relax.transform.FastMathTransform()(program)
+        program = relax.transform.FastMathTransform()(program)
         program = relax.get_pipeline("zero")(program)
         progress("generating code", 0.4)
         return program, tvm.compile(program, target=target), parameters

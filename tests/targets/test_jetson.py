@@ -308,6 +308,60 @@ def test_norms_far_from_zero_are_right(tmp_path: Path) -> None:
 
 
 @needs_tvm
+def test_float16_is_measured_as_it_is_shipped_and_keeps_what_overflows(tmp_path: Path) -> None:
+    made = module(
+        """g (float[2,8] x, float[8,8] w, float[8] s) => (float[2,8] y)
+<float big = {1000}>
+{
+  a = MatMul (x, w)
+  b = Mul (a, big)
+  n = RMSNormalization (b, s)
+  c = Mul (b, b)
+  d = MatMul (c, w)
+  y = Add (d, n)
+}""",
+        23,
+    )
+    build = aigcc.build(made, "jetson(precision=fp16)", tmp_path / "out")
+    said = [remark.message for remark in build.remarks]
+    assert "compared by the same program, made for this machine" in said
+    assert any("kept float32: c reaches" in message for message in said)
+    (output,) = build.artifact.manifest["quality"]["outputs"]
+    assert 1e-5 < output["relative"] < 2e-2
+    feeds = next(iter(build.samples))
+    assert np.isfinite(Jetson().open(build.module).run(feeds)["y"]).all()
+
+
+@needs_tvm
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Conv <pads = [1,1,1,1], group = 2> (x, k)",
+        "ConvTranspose <strides = [2,2]> (x, t)",
+        "Gemm <transB = 1, alpha = 0.5> (z, w, b)",
+        "MatMul (x, x)",
+    ],
+)
+def test_float16_products_have_float32_sums(call: str, tmp_path: Path) -> None:
+    made = module(f"""g (float[1,4,8,8] x, float[2,8] z, float[6,2,3,3] k, float[4,6,3,3] t,
+  float[12,8] w, float[12] b) => (y) {{ y = {call} }}""")
+    random = np.random.default_rng(0)
+    feeds = {
+        value.name or "": random.standard_normal(value.shape.numpy()).astype(np.float32)
+        for value in made.inputs
+        if value.shape is not None
+    }
+    target = Jetson(board="host", precision="fp16")
+    lowered = compile_for(target, made, tmp_path, Context())
+    session = target.session(tmp_path, lowered.entry)
+    assert session is not None
+    PassManager(parse(target.pipeline())).run(made)
+    assert "Cast" in [node.op_type for node in made.nodes()]
+    exact = OrtSession(made, optimise=False).run(feeds)["y"]
+    assert np.abs(session.run(feeds)["y"] - exact).max() <= 1e-6 * np.abs(exact).max()
+
+
+@needs_tvm
 def test_a_refusal_names_the_node(tmp_path: Path) -> None:
     made = module(
         "g (float[2,4] x) => (y) <float[1] s = {2}> { [odd] y = LayerNormalization (x, s) }"
