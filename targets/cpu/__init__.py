@@ -25,11 +25,13 @@ from aigcc.targets import worker
 from aigcc.targets.cpu import convert
 from aigcc.targets.cpu.example import example_for
 from aigcc.targets.cpu.kernels import KERNELS, Kernel, summarise, with_products, write_table
+from aigcc.targets.cpu.machine import has_bfloat16, processor
 from aigcc.targets.cpu.session import OpenVinoSession
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
 _SUMMED = 1 << 20  # elements of a sample from which group norms by sums are faster
+_NO_BFLOAT16 = "this CPU has no instructions for bfloat16, and emulating it is slower than float32"
 INSTALL = "pip install openvino==2026.4.1"
 
 
@@ -40,9 +42,10 @@ class Cpu(Target):
     Each node runs in the types that the module gives it: bfloat16 between Casts, and int8 where
     QuantizeLinear and DequantizeLinear surround it. With `precision=bf16` what is float32 there
     runs in bfloat16, but for sines and what they are taken of, and variances; group norms of large
-    images are made of sums over channels. The kernels that this machine chose are read back; a CPU
-    without bfloat16 or int8 instructions takes others. Shapes stay dynamic in the artifact; a
-    session compiles for those that come first, until there are others.
+    images are made of sums over channels. Where the CPU would have to emulate bfloat16, nothing is
+    put into it. The kernels that this machine chose are read back; another CPU takes others. Shapes
+    stay dynamic in the artifact; a session compiles for those that come first, until there are
+    others.
     """
 
     name: ClassVar[str] = "cpu"
@@ -67,22 +70,25 @@ class Cpu(Target):
 
     @property
     def can(self) -> Capabilities:
-        """The table; where all is bfloat16 already, there is no scheme for it."""
+        """The table; no scheme for bfloat16 where all is that already, or the CPU has none."""
         table = super().can
-        if self.precision != "bf16":
+        if self.precision == "bf16":
+            reason = "cpu(precision=bf16) computes in bfloat16 as it is"
+        elif _lacks_bfloat16():
+            reason = _NO_BFLOAT16
+        else:
             return table
         schemes = dict(table.facts["quantize"])
         del schemes["bf16"]
-        closed = {"bf16": "cpu(precision=bf16) computes in bfloat16 as it is"}
-        return dataclasses.replace(
-            table, facts={**table.facts, "quantize": schemes, "closed": closed}
-        )
+        facts = {**table.facts, "quantize": schemes, "closed": {"bf16": reason}}
+        return dataclasses.replace(table, facts=facts)
 
     def bases(self) -> tuple[Target, ...]:
-        """In float32 and in bfloat16, where that is left open."""
+        """In float32 and, where that is left open and the CPU has it, in bfloat16."""
         if self.precision != "auto":
             return (self,)
-        return tuple(dataclasses.replace(self, precision=name) for name in ("fp32", "bf16"))
+        names: list[Literal["fp32", "bf16"]] = ["fp32"] if _lacks_bfloat16() else ["fp32", "bf16"]
+        return tuple(dataclasses.replace(self, precision=name) for name in names)
 
     def pipeline(self) -> str:
         """Canonicalise, fuse, and replace what OpenVINO lacks."""
@@ -94,10 +100,20 @@ class Cpu(Target):
             return [Requirement("openvino", False, "not installed: nothing can be built", INSTALL)]
         return [Requirement("openvino", True, importlib.metadata.version("openvino"))]
 
+    def runtime(self) -> str:
+        """OpenVINO, and the CPU that it chooses kernels for."""
+        return f"{super().runtime()}, {processor()}" if _is_installed() else super().runtime()
+
     def check_tools(self) -> None:
-        """OpenVINO has to be there."""
+        """OpenVINO has to be there, and the CPU that precision=bf16 asks for."""
         if not _is_installed():
             raise TargetError("OpenVINO is not installed", hint=INSTALL)
+        if self.precision == "bf16" and _lacks_bfloat16():
+            raise TargetError(
+                f"{_NO_BFLOAT16}; what others make of the program cannot be checked here",
+                at=processor(),
+                hint="build with cpu(precision=fp32), or on a machine such as it is to run on",
+            )
 
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and blocks that do not divide their axis."""
@@ -186,6 +202,10 @@ def _precision(kernels: list[Kernel]) -> dict[str, str]:
 
 def _is_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
+
+
+def _lacks_bfloat16() -> bool:
+    return _is_installed() and not has_bfloat16()
 
 
 def _check_blocks(module: Module) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ import aigcc
 from aigcc.errors import CompileError, TargetError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
-from aigcc.passes.quant.placement import schemes
+from aigcc.passes.quant.placement import find_scheme, schemes
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse
@@ -25,12 +25,19 @@ from aigcc.samples import load_samples
 from aigcc.target import Lowered
 from aigcc.targets.cpu import INSTALL, MODEL, WEIGHTS, Cpu
 from aigcc.targets.cpu.kernels import KERNELS, read_back
+from aigcc.targets.cpu.machine import has_bfloat16, processor
 
 rng = np.random.default_rng
 
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason=f"needs OpenVINO: {INSTALL}"
 )
+
+
+@pytest.fixture
+def needs_bfloat16() -> None:
+    if not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
 
 
 def module(text: str, opset: int = 22) -> Module:
@@ -59,7 +66,7 @@ def perceptron() -> Module:
 
 def quantised(weight: str, zero: str, activation: str = "uint8", middle: int = 128) -> Module:
     """A product whose factors are stored in 8 bits."""
-    whole = np.random.default_rng(0).integers(0, 100, 4096)
+    whole = np.random.default_rng(0).integers(0, 60, 4096)  # two products fit 16 bits
     return module(
         f"""g (float[1,32,64] x) => (float[1,32,64] y)
 <float a = {{0.03}}, {activation} z = {{{middle}}}, float s = {{0.01}}, {weight} t = {{{zero}}},
@@ -132,6 +139,27 @@ def test_openvino_never_chooses_types_by_itself() -> None:
     assert Cpu(threads=3).properties(8)["INFERENCE_NUM_THREADS"] == 3
     assert Cpu().properties(8)["INFERENCE_NUM_THREADS"] == 8
     assert Cpu().tolerance < Cpu(activation_group=32).tolerance < Cpu(precision="bf16").tolerance
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_bfloat16_is_offered_where_the_cpu_has_it(
+    has_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aigcc.targets.cpu._lacks_bfloat16", lambda: not has_it)
+    assert ("bf16" in schemes(Cpu())) == has_it
+    precisions = [getattr(base, "precision", "") for base in Cpu().bases()]
+    assert precisions == (["fp32", "bf16"] if has_it else ["fp32"])
+    if not has_it:
+        with pytest.raises(CompileError, match="'bf16' for cpu") as error:
+            find_scheme("bf16", Cpu())
+        assert "no instructions for bfloat16" in str(error.value)
+        with pytest.raises(TargetError, match="no instructions for bfloat16"):
+            Cpu(precision="bf16").check_tools()
+
+
+@needs_library
+def test_measurements_are_kept_by_cpu() -> None:
+    assert processor() in Cpu().runtime()
 
 
 def test_the_schemes_of_the_table_are_known_to_insert_qdq() -> None:
@@ -213,11 +241,8 @@ def test_a_compressed_product_with_a_bias_keeps_its_name(tmp_path: Path) -> None
 
 
 @needs_library
+@pytest.mark.usefixtures("needs_bfloat16")
 def test_each_node_runs_in_its_own_type(tmp_path: Path) -> None:
-    import openvino
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this CPU has no bfloat16")
     made = module(
         f"""g (float[1,32,64] x) => (float[1,32,64] y)
 <float[64,64] w = {{{numbers(4096)}}}, float[64,64] v = {{{numbers(4096, 1)}}}>
@@ -360,6 +385,7 @@ def embedding(dtype: str) -> Module:
 
 
 @needs_library
+@pytest.mark.usefixtures("needs_bfloat16")
 @pytest.mark.parametrize("way", ["open", "lower"])
 @pytest.mark.parametrize("dtype", ["float", "int64"])
 def test_sines_of_large_numbers_survive_bfloat16(way: str, dtype: str, tmp_path: Path) -> None:
@@ -377,6 +403,7 @@ def test_sines_of_large_numbers_survive_bfloat16(way: str, dtype: str, tmp_path:
 
 
 @needs_library
+@pytest.mark.usefixtures("needs_bfloat16")
 @pytest.mark.parametrize(("mean", "bound"), [(0, 0.005), (8, 0.03), (-40, 0.2)])
 def test_variances_survive_bfloat16(mean: int, bound: float, tmp_path: Path) -> None:
     same = ",".join(str(int(i % 33 == 0)) for i in range(32 * 32))
@@ -401,6 +428,7 @@ def test_variances_survive_bfloat16(mean: int, bound: float, tmp_path: Path) -> 
 
 
 @needs_library
+@pytest.mark.usefixtures("needs_bfloat16")
 def test_a_budget_decides_between_float32_and_bfloat16(tmp_path: Path) -> None:
     wide = numbers(1 << 16)
     made = module(
