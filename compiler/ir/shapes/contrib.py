@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from aigcc.ir.shapes.dims import UNKNOWN, Dim, add, product, quotient
 from aigcc.ir.shapes.rules import Dims, broadcast, convolution, matmul, pooling, same
-from aigcc.ir.shapes.values import UNKNOWN, Dim, Site, add, product, quotient
+from aigcc.ir.shapes.site import Site
 
 Typed = tuple[ir.DataType | None, Dims]
 ContribRule = Callable[[Site], Sequence[Typed]]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from aigcc.ir.shapes.dims import UNKNOWN, Dim, to_dims
 from aigcc.ir.shapes.rules import Dims
-from aigcc.ir.shapes.values import UNKNOWN, Dim, to_dims
 
 if TYPE_CHECKING:
     from aigcc.ir.shapes.inference import Imports, Walk

@@ -15,18 +15,10 @@ from aigcc.errors import ModelError
 from aigcc.ir.edit import held_graphs
 from aigcc.ir.shapes.contrib import CONTRIB
 from aigcc.ir.shapes.control import CONTROL_FLOW, Type, joined
+from aigcc.ir.shapes.dims import UNKNOWN, Dim, is_known, spelled, to_dims, to_shape
 from aigcc.ir.shapes.rules import STANDARD, Dims
-from aigcc.ir.shapes.values import (
-    UNKNOWN,
-    Array,
-    Dim,
-    Site,
-    Values,
-    is_known,
-    spelled,
-    to_dims,
-    to_shape,
-)
+from aigcc.ir.shapes.site import Array, Site
+from aigcc.ir.shapes.values import Values
 from aigcc.ir.signatures import node_text
 
 Imports = Mapping[str, int]
@@ -159,7 +151,7 @@ class Walk:
         else:
             for graph in held_graphs(node):
                 self.graph(graph, imports)
-            site = Site(node, imports.get(node.domain, 0), self.values)
+            site = Site(node, imports.get(node.domain, 0), self.values.get)
             reason = self._operator(site)
         if not all(_is_complete(value) for value in node.outputs) and _has_known_inputs(node):
             self.stopped[node] = Stopped(node, reason)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import sympy
 
-from aigcc.ir.shapes.values import (
+from aigcc.ir.shapes.dims import (
     UNKNOWN,
     Dim,
-    Site,
     add,
     ceil_div,
     floor_div,
@@ -22,6 +22,7 @@ from aigcc.ir.shapes.values import (
     quotient,
     tidy,
 )
+from aigcc.ir.shapes.site import Site, Untraceable
 
 Dims = list[Dim] | None
 Rule = Callable[[Site], Sequence[Dims]]
@@ -133,19 +134,24 @@ def _slice(site: Site) -> Sequence[Dims]:
     data = site.dims(0)
     if data is None:
         return [None]
-    starts, ends = site.elements("starts", 1), site.elements("ends", 2)
-    axes, steps = site.ints("axes", 3), site.ints("steps", 4)
-    has_unknown_axes = axes is None and site.input(3) is not None
-    if starts is None or ends is None or has_unknown_axes:
+    starts = _or_none(site.elements, "starts", 1)
+    ends = _or_none(site.elements, "ends", 2)
+    axes = _or_none(site.ints, "axes", 3, range(len(starts or ())))
+    if starts is None or ends is None or axes is None:
         return [[UNKNOWN] * len(data)]
-    if steps is None:
-        steps = [1 if site.input(4) is None else 0] * len(starts)
+    steps = _or_none(site.ints, "steps", 4, [1] * len(starts)) or [0] * len(starts)
     dims = list(data)
-    for axis, start, end, step in zip(
-        axes or range(len(starts)), starts, ends, steps, strict=False
-    ):
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         dims[axis] = _slice_dim(data[axis], start, end, step)
     return [dims]
+
+
+def _or_none(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` returns, or None where that is known only when the model runs."""
+    try:
+        return read(*arguments)
+    except Untraceable:
+        return None
 
 
 def _slice_dim(dim: Dim, start: Dim, end: Dim, step: int) -> Dim:
@@ -188,7 +194,7 @@ def _split(site: Site) -> Sequence[Dims]:
     if data is None:
         return [None] * count
     axis = site.attribute("axis", 0) % len(data)
-    sizes = site.elements("split", 1)
+    sizes = _or_none(site.elements, "split", 1)
     if sizes is None and site.input(1) is None:
         even = quotient(data[axis], count)
         chunk = ceil_div(data[axis], count)
@@ -200,14 +206,14 @@ def _split(site: Site) -> Sequence[Dims]:
 
 
 def _pad(site: Site) -> Sequence[Dims]:
-    data, pads = site.dims(0), site.elements("pads", 1)
+    data = site.dims(0)
     if data is None:
         return [None]
-    axes = site.ints("axes", 3)
-    if pads is None or (axes is None and site.input(3) is not None):
+    pads = _or_none(site.elements, "pads", 1)
+    axes = _or_none(site.ints, "axes", 3, range(len(data)))
+    if pads is None or axes is None:
         return [[UNKNOWN] * len(data)]
     dims = list(data)
-    axes = axes or list(range(len(data)))
     for place, axis in enumerate(axes):
         dims[axis] = add(data[axis], pads[place], pads[place + len(axes)])
     return [dims]
@@ -220,7 +226,7 @@ def _resize(site: Site) -> Sequence[Dims]:
     dims: list[Dim] = list(data)
     axes = site.attribute("axes", range(len(data)))
     scales_at, sizes_at = (2, 3) if site.opset >= 11 else (1, 4)
-    sizes, scales = site.known(sizes_at), site.elements("scales", scales_at)
+    sizes, scales = site.known(sizes_at), _or_none(site.elements, "scales", scales_at)
     is_plain = site.attribute("keep_aspect_ratio_policy", "stretch") == "stretch"
     if sizes is not None and is_plain:
         for axis, size in zip(axes, sizes.tolist(), strict=False):
