@@ -34,6 +34,7 @@ from aigcc.report.page import write_report
 from aigcc.report.program import describe_program, stored_bytes
 from aigcc.runtime import OrtSession
 from aigcc.samples import Samples, load_samples
+from aigcc.samples import Source as SampleSource
 from aigcc.synthetic import vocabulary
 from aigcc.target import Session, Target
 
@@ -161,8 +162,8 @@ def build(
     dynamic_shapes: Any = None,
     passes: str | Iterable[Pass] | None = None,
     catalogue: Mapping[str, type[Pass]] | None = None,
-    samples: str | Path | Samples | Callable[[], Iterable[Mapping[str, Any]]] | None = None,
-    calibration: str | Path | Samples | Callable[[], Iterable[Mapping[str, Any]]] | None = None,
+    samples: SampleSource | Samples | None = None,
+    calibration: SampleSource | Samples | None = None,
     budget: str | None = None,
     recipe: str | Path | None = None,
     observers: Iterable[Observer] = (),
@@ -182,8 +183,8 @@ def build(
         dynamic_shapes: Its dims that may change.
         passes: The pipeline, as text or as passes; the target's own by default.
         catalogue: The passes that a pipeline text may name; aigcc's by default.
-        samples: A folder, a file, `module:callable`, or a function that yields feeds; synthetic
-            inputs by default.
+        samples: A folder, a file, `module:callable`, a function that yields feeds, or a list of
+            feeds; synthetic inputs by default.
         calibration: More samples, to calibrate quantisation on; those of `samples` by default.
         budget: Quantise as far as this allows, such as `sqnr>=30,size<=0.5x`: appends
             `assign-precision` and `insert-qdq` to the pipeline.

@@ -23,7 +23,7 @@ from aigcc.pipeline.bisect import find_first_wrong
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassRun
 from aigcc.runtime import OrtSession
-from aigcc.samples import Samples
+from aigcc.samples import Samples, refuse_empty
 from aigcc.target import Session, Target
 
 _BISECT_SECONDS = 20.0  # a wrong build is bisected at once where that takes no longer
@@ -37,6 +37,7 @@ class Quality:
     Attributes:
         worst: By output, the row of the sample on which it is furthest off.
         sample: By output, the number of that sample.
+        elements: By output, values over all samples.
         not_finite: By output, values that are NaN or infinite in the original: no measure of them.
         count: Samples.
         seconds: Of the last run of the original.
@@ -50,6 +51,7 @@ class Quality:
 
     worst: dict[str, OutputError] = dataclasses.field(default_factory=dict)
     sample: dict[str, int] = dataclasses.field(default_factory=dict)
+    elements: Counter[str] = dataclasses.field(default_factory=Counter)
     not_finite: Counter[str] = dataclasses.field(default_factory=Counter)
     count: int = 0
     seconds: float = 0.0
@@ -64,8 +66,10 @@ class Quality:
     ) -> None:
         """Take in the outputs for one sample."""
         for row in compare_outputs(expected, given):
-            if row.name not in self.worst or row.relative > self.worst[row.name].relative:
+            known = self.worst.get(row.name)
+            if known is None or not known.elements or row.relative > known.relative:
                 self.worst[row.name], self.sample[row.name] = row, self.count
+            self.elements[row.name] += row.elements
         for name, array in expected.items():
             if array.dtype.kind not in "OSU":
                 self.not_finite[name] += int((~np.isfinite(array)).sum())
@@ -89,16 +93,17 @@ class Quality:
         missed = budget.shortfall(self.damage.figures(), self.damage.original())
         if missed:
             raise TargetError(
-                f"the built program breaks the budget {budget}: {missed}",
+                f"the built program breaks {budget.named()}: {missed}",
                 at=where,
-                hint="ask for less, or let assign-precision choose which nodes are quantised",
+                hint="give --budget, which chooses the nodes to quantise"
+                if budget.implied_by
+                else "ask for less, or let assign-precision choose which nodes are quantised",
             )
 
     def describe(self, samples: Samples) -> dict[str, Any]:
         """The facts that the manifest keeps."""
         return {
-            "samples": samples.source,
-            "synthetic": samples.synthetic,
+            **samples.describe(),
             "count": self.count,
             "is_lowered": self.is_lowered,
             "calibrated": self.calibrated,
@@ -125,7 +130,8 @@ def measure(
     With a budget the figures that it bounds are taken as well.
 
     Raises:
-        CompileError: the original cannot run, or has no output that the budget can be measured on.
+        CompileError: the original cannot run, or has no output that the budget can be measured on;
+            the samples are so small that all outputs are empty.
     """
     if budget is not None:
         check_outputs(budget, original)
@@ -140,6 +146,8 @@ def measure(
         except CompileError as error:
             quality.failure = error
             break
+    else:
+        refuse_empty(quality.elements.total(), samples.source)
     return quality
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import re
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.errors import CompileError, SampleError, describe, did_you_mean, raised_at
+from aigcc.errors import CompileError, SampleError, did_you_mean
 from aigcc.ir.module import Module
+from aigcc.sample_sources import call, from_folder, import_function, read_npz
 from aigcc.synthetic import COUNT, resolve, symbols, synthetic_feeds
 
 if TYPE_CHECKING:
@@ -26,9 +23,15 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
+Source = (
+    str
+    | Path
+    | Callable[[], Iterable[Mapping[str, Any]]]
+    | Sequence[Mapping[str, Any]]
+    | Mapping[str, Any]
+)
 
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Samples:
         read: Gives the raw feeds, each with the place that messages name.
         source: Where they come from, in words.
         synthetic: Whether they were made up; every figure measured on them must say so.
+        notes: What was found out about them while they were read, in sentences.
 
     Raises:
         SampleError: While iterating: a sample cannot be read, or does not fit the inputs.
@@ -51,6 +55,7 @@ class Samples:
     read: Callable[[], Iterator[tuple[str, Mapping[str, Any]]]] = dataclasses.field(repr=False)
     source: str
     synthetic: bool = False
+    notes: list[str] = dataclasses.field(default_factory=list, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Feeds]:
         """Feeds, input name to array, one sample after the other."""
@@ -60,6 +65,10 @@ class Samples:
             yield check_feeds(feeds, self.module, where)
         if not found:
             raise SampleError(f"no samples in {self.source}", hint="give at least one")
+
+    def describe(self) -> dict[str, Any]:
+        """The facts that stand beside every figure measured on them."""
+        return {"samples": self.source, "synthetic": self.synthetic, "notes": list(self.notes)}
 
     def spaced(self, most: int) -> list[int]:
         """Positions of some of them, evenly spaced from the first to the last.
@@ -101,46 +110,80 @@ class Samples:
             ) from error
 
 
-def load_samples(
-    source: str | Path | Callable[[], Iterable[Mapping[str, Any]]] | None, module: Module
-) -> Samples:
+def load_samples(source: Source | None, module: Module) -> Samples:
     """The samples that a text names; the first one is read and checked at once.
 
     Args:
         source: A folder of `.npz` files, each a sample whose keys are the input names; a folder of
             one `.npy` file an input, stacked along a new first axis; one `.npz` file; the text
             `package.module:function`, or a function itself, that takes nothing and yields feeds;
-            or None for synthetic samples from the signature.
+            a list of feeds, or one; or None for synthetic samples from the signature.
         module: Whose inputs they must fit.
 
     Raises:
         SampleError: they are missing, unreadable or do not fit; says which, where and what to do.
     """
-    if source is None:
-        made = Samples(
-            module,
-            lambda: ((f"synthetic sample {i}", f) for i, f in enumerate(synthetic_feeds(module))),
-            f"{COUNT} synthetic samples",
-            synthetic=True,
-        )
-    elif callable(source):
-        name = getattr(source, "__qualname__", repr(source))
-        made = Samples(module, lambda: _call(source, name), name)
-    elif Path(source).is_dir():
-        made = _from_folder(Path(source), module)
-    elif Path(source).is_file():
-        path = Path(source)
-        made = Samples(module, lambda: _read_npz([path]), str(path))
-    elif _CALLABLE.fullmatch(str(source)):
-        function = _import(str(source))
-        made = Samples(module, lambda: _call(function, str(source)), str(source))
-    else:
-        raise SampleError(
-            f"there are no samples at {str(source)!r}",
-            hint="give a folder of .npz files, one .npz file, or package.module:function",
-        )
+    notes: list[str] = []
+    made = Samples(module, *_reader(source, module, notes), source is None, notes)
     next(iter(made))
     return made
+
+
+def _reader(
+    source: Source | None, module: Module, notes: list[str]
+) -> tuple[Callable[[], Iterator[tuple[str, Mapping[str, Any]]]], str]:
+    """What reads samples, and where they come from in words."""
+    if source is None:
+        return lambda: _named(synthetic_feeds(module), "synthetic"), f"{COUNT} synthetic samples"
+    if isinstance(source, Mapping):
+        source = [source]
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        feeds, count = list(source), len(source)
+        return lambda: _named(feeds, "given"), "one sample" if count == 1 else f"{count} samples"
+    if callable(source):
+        function, name = source, getattr(source, "__qualname__", repr(source))
+        return lambda: call(function, name, notes), name
+    if not isinstance(source, str | Path):
+        raise SampleError(
+            f"samples cannot be read from {type(source).__name__}",
+            hint="give a list of feeds, a function that yields them, a folder, or one .npz file",
+        )
+    path = Path(source)
+    if path.is_dir():
+        return from_folder(path, module), str(path)
+    if path.is_file():
+        return lambda: read_npz([path]), str(path)
+    if _CALLABLE.fullmatch(str(source)):
+        imported = import_function(str(source))
+        return lambda: call(imported, str(source), notes), str(source)
+    raise SampleError(
+        f"there are no samples at {str(source)!r}",
+        hint="give a folder of .npz files, one .npz file, or package.module:function",
+    )
+
+
+def _named(
+    feeds: Iterable[Mapping[str, Any]], kind: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield from ((f"{kind} sample {index}", sample) for index, sample in enumerate(feeds))
+
+
+def refuse_empty(elements: int, source: str) -> None:
+    """Do nothing if outputs have elements: without any, they prove nothing.
+
+    Args:
+        elements: Of all outputs for all samples together.
+        source: Of the samples.
+
+    Raises:
+        SampleError: there are none.
+    """
+    if not elements:
+        raise SampleError(
+            "nothing can be measured on these samples: all outputs of the model are empty",
+            at=source,
+            hint="give samples without dims of size 0",
+        )
 
 
 def check_feeds(feeds: Mapping[str, Any], module: Module, where: str) -> Feeds:
@@ -246,137 +289,3 @@ def _to_dtype(value: ir.Value, array: Array, where: str) -> Array:
         at=where,
         hint=f"convert it: array.astype(np.{wanted.name})" if is_number else None,
     )
-
-
-def _from_folder(folder: Path, module: Module) -> Samples:
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    kinds = {path.suffix for path in files}
-    if not files:
-        raise SampleError(
-            f"the folder {str(folder)!r} is empty",
-            hint="write samples into it: np.savez('0.npz', **{input_name: array})",
-        )
-    if kinds == {".npz"}:
-        return Samples(module, lambda: _read_npz(files), str(folder))
-    if kinds == {".npy"}:
-        return Samples(module, lambda: _read_stacks(files, module), str(folder))
-    odd = [path.name for path in files if path.suffix not in (".npz", ".npy")]
-    raise SampleError(
-        f"{', '.join(odd[:3])} in {str(folder)!r} cannot be read as a sample"
-        if odd
-        else f"the folder {str(folder)!r} mixes .npz and .npy files",
-        hint="keep one .npz file a sample, or one .npy file an input, and nothing else",
-    )
-
-
-def _read_npz(paths: Iterable[Path]) -> Iterator[tuple[str, Feeds]]:
-    for path in paths:
-        archive = _open(path)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise SampleError(
-                "one .npy file does not say which input it is",
-                at=str(path),
-                hint="save a sample as .npz: np.savez('0.npz', **{input_name: array})",
-            )
-        with archive:
-            try:
-                feeds = {name: archive[name] for name in archive.files}
-            except _UNREADABLE as error:
-                raise _unreadable(path, error) from None
-        yield str(path), feeds
-
-
-def _read_stacks(paths: Iterable[Path], module: Module) -> Iterator[tuple[str, Feeds]]:
-    ranks = {value.name: len(value.shape) for value in module.inputs if value.shape is not None}
-    stacks: dict[str, Array] = {}
-    counts: dict[str, int] = {}
-    for path in paths:
-        array = _open(path)
-        if array.ndim == ranks.get(path.stem):
-            array = array[np.newaxis]
-        stacks[path.stem] = array
-        counts[path.stem] = array.shape[0] if array.ndim else 0
-    if len(set(counts.values())) > 1:
-        raise SampleError(
-            "the .npy files hold different numbers of samples: "
-            + ", ".join(f"{name} {count}" for name, count in counts.items()),
-            hint="the first axis of each file counts the samples",
-        )
-    folder = next(iter(paths)).parent
-    for index in range(min(counts.values())):
-        yield f"{folder}, sample {index}", {n: np.array(a[index]) for n, a in stacks.items()}
-
-
-def _open(path: Path) -> Any:
-    try:
-        return np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> SampleError:
-    if str(error).startswith("Object arrays"):
-        return SampleError(
-            "the file holds Python objects, which are never opened",
-            at=str(path),
-            hint="save plain arrays of numbers with np.savez",
-        )
-    # numpy takes what it does not know for a pickle.
-    reason = f"it is no {path.suffix} file" if "pickle" in str(error) else error
-    return SampleError(
-        f"the file cannot be read: {reason or type(error).__name__}",
-        at=str(path),
-        hint="write it again with np.savez",
-    )
-
-
-def _import(text: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
-    name, _, attribute = text.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            if not hasattr(found, part):
-                known = [key for key in dir(found) if not key.startswith("_")]
-                raise SampleError(
-                    f"{name} has no {part!r}", at=text, hint=did_you_mean(part, known)
-                )
-            found = getattr(found, part)
-    except SampleError:
-        raise
-    except (Exception, SystemExit) as error:
-        is_absent = isinstance(error, ModuleNotFoundError)
-        raise SampleError(
-            f"{text} cannot be imported: {describe(error)}",
-            at=None if is_absent else raised_at(error),
-            hint="the module must lie in this folder or be installed" if is_absent else None,
-        ) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    if not callable(found):
-        raise SampleError(f"{text} is no function", hint="name a function that yields feeds")
-    function: Callable[[], Iterable[Mapping[str, Any]]] = found
-    return function
-
-
-def _call(
-    function: Callable[[], Iterable[Mapping[str, Any]]], name: str
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    index = 0
-    try:
-        made = function()
-        if not isinstance(made, Iterable):
-            raise SampleError(
-                f"the function returned {type(made).__name__}",
-                at=name,
-                hint="let it yield one dict of input name to array for each sample",
-            )
-        for index, feeds in enumerate(made):
-            yield f"{name}, sample {index}", feeds
-    except CompileError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise SampleError(
-            f"the function failed: {describe(error)}",
-            at=f"{name}, near sample {index}, {raised_at(error)}",
-        ) from error

@@ -65,7 +65,8 @@ class AssignPrecision(Pass):
             recipe = Recipe.load(self.recipe)
             budget = Budget.parse(self.budget) if self.budget else None
         else:
-            budget = Budget.parse(self.budget or _DEFAULT)
+            implied_by = "" if self.budget else self.name
+            budget = Budget.parse(self.budget or _DEFAULT, implied_by=implied_by)
             recipe = self._find(module, budget, ctx)
         _apply(recipe, module, ctx)
         ctx.recipe, ctx.budget = recipe, budget
@@ -94,7 +95,7 @@ class AssignPrecision(Pass):
         missed = budget.shortfall(found.figures.measured, found.figures.original)
         if missed:
             raise BudgetMissed(
-                f"no mixture keeps the budget {budget}: with the best one {missed}",
+                f"no mixture keeps {budget.named()}: with the best one {missed}",
                 hint="ask for less, or give more schemes to choose from",
                 recipe=recipe,
             )

@@ -89,7 +89,7 @@ class InsertQdq(Pass):
     def run(self, module: Module, ctx: Context) -> None:
         """Move scales, calibrate what needs ranges, then rewrite node by node."""
         if ctx.budget is None:
-            ctx.budget = Budget.parse(_LEAST)
+            ctx.budget = Budget.parse(_LEAST, implied_by=self.name)
         self._move_scales(module, ctx)
         found = list(places(module, self.scheme, ctx))
         calibration = calibrated(module, found, ctx, every=self._wants_channels)

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from aigcc import cli
 from aigcc.cli.app import app
+from aigcc.cli.stages import Stages
 from aigcc.ir.module import Module
 
 COMMANDS = [
@@ -64,6 +66,9 @@ def typed(): yield {"x": np.ones((1, 4))}
 def shaped(): yield {"x": np.ones((1, 5), np.float32)}
 def nan(): yield {"x": np.full((1, 4), np.nan, np.float32)}
 def empty(): return []
+def no_rows(): yield {"x": np.ones((0, 4), np.float32)}
+def endless():
+    while True: yield {"x": np.ones((1, 4), np.float32)}
 """
 
 
@@ -278,6 +283,32 @@ def test_no_word_is_broken_at_80_columns(
     aigcc("passes")
     words = set(re.findall(r"[a-z0-9-]+", shown.getvalue()))
     assert {"merge-subexpressions", "unpack-sequences", "initializers"} <= words
+
+
+def test_compare_takes_no_empty_sample_for_a_proof(
+    aigcc: Callable[..., Result], here: Path
+) -> None:
+    words = ("compare", "tiny.onnx", "tiny.onnxtxt", "-s", "user:no_rows")
+    shown = aigcc(*words)
+    assert shown.code == 0 and shown.out.splitlines()[-1].split() == ["0", "y", *"----"]
+    refused = aigcc(*words, "--tolerance", "1")
+    assert refused.code == 1 and "all outputs of the model are empty" in refused.err
+
+
+def test_a_function_that_never_ends_is_cut_off(aigcc: Callable[..., Result], here: Path) -> None:
+    done = aigcc("compare", "tiny.onnx", "tiny.onnxtxt", "-s", "user:endless")
+    assert done.code == 0
+    assert "note: user:endless yields more than 1000 samples" in done.out
+
+
+def test_a_long_stage_gets_a_line_with_its_time_where_there_is_no_terminal() -> None:
+    file = io.StringIO()
+    with Stages(file) as stages:
+        stages.report("quick", 0.0)
+        stages.report("slow", 0.0)
+        time.sleep(1.6)
+        stages.report("quick again", 0.5)
+    assert re.fullmatch(r" +1\.\d s  slow\n", file.getvalue())
 
 
 @pytest.mark.parametrize("command", ["passes", "targets"])

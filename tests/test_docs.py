@@ -41,6 +41,7 @@ DECIMAL = re.compile(
 )
 DURATION = re.compile(r"\d (?:ms|s)\b")
 MEASURED = re.compile(r"-?\d+(?:\.\d+)?(?: (?:ms|s|[kMG]?B)\b)?")
+STAGE = re.compile(r"^ *\d+\.\d s  .*\n", re.M)  # of work that takes long on this machine
 PACKAGE = re.compile(r"-m aigcc\.models\.fetch ([a-z][\w-]+)")
 
 
@@ -76,7 +77,7 @@ class Shell:
             patch.setattr(sys, "argv", words)
             cli.main()
         self.code = int(end.value.code or 0)
-        return "".join(self.capsys.readouterr())
+        return STAGE.sub("", "".join(self.capsys.readouterr()))
 
     def _run_in_bash(self, command: str) -> str:
         done = subprocess.run(
@@ -87,7 +88,7 @@ class Shell:
             check=False,
         )
         self.code = done.returncode
-        return done.stdout
+        return STAGE.sub("", done.stdout)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import pytest
 
 import aigcc
 from aigcc.artifact import Artifact
-from aigcc.errors import CompileError, ModelError, PassError, TargetError
+from aigcc.errors import CompileError, ModelError, PassError, SampleError, TargetError
 from aigcc.passes import PASSES
+from aigcc.passes.assign_precision import AssignPrecision
 from aigcc.pipeline.bisect import find_first_wrong
 from aigcc.samples import load_samples
 from aigcc.target import Lowered, Session
@@ -202,6 +203,40 @@ def test_the_worst_sample_counts_and_is_bisected_on(tmp_path: Path) -> None:
 
     with pytest.raises(TargetError, match=r"rewrite 2 of 2, \[change\] b: change it"):
         build(tmp_path, Change(become("Identity")), samples=samples)
+
+
+def test_a_bound_that_nobody_gave_is_not_called_a_budget(tmp_path: Path) -> None:
+    quantise = aigcc.parse("insert-qdq")
+    own = "breaks the sqnr>=10 that insert-qdq asks of itself, as no budget was given: sqnr is -6"
+    with pytest.raises(TargetError, match=own) as error:
+        build(tmp_path, *quantise, Change(negate), samples=[two(1, 2)])
+    assert "--budget" in str(error.value.hint)
+    given = [AssignPrecision(budget="sqnr>=40"), *quantise, Change(negate)]
+    with pytest.raises(TargetError, match="breaks the budget sqnr>=40: sqnr is -6"):
+        build(tmp_path, *given, samples=[two(1, 2)])
+
+
+EMPTY = {"x": np.zeros((0, 4), np.float32)}
+
+
+def test_outputs_without_a_number_prove_nothing(tmp_path: Path) -> None:
+    text = HEAD + "rows (float[N,4] x) => (float[N,4] y) { y = Relu (x) }"
+    for samples in ([EMPTY], [EMPTY, EMPTY]):
+        with pytest.raises(SampleError, match="all outputs of the model are empty"):
+            build(tmp_path, text=text, samples=samples)
+    module = aigcc.Module.parse(text)
+    with pytest.raises(SampleError, match="all outputs of the model are empty"):
+        find_first_wrong(module, [], load_samples([EMPTY], module), tolerance=1e-4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_sample_hides_no_other(tmp_path: Path) -> None:
+    text = HEAD + "rows (float[N,4] x) => (float[N,4] y) { y = Relu (x) }"
+    samples = [EMPTY, {"x": np.full((1, 4), 2, np.float32)}]
+    with pytest.raises(TargetError, match="output 'y' is wrong: its relative error is 2"):
+        build(tmp_path, Change(negate), text=text, samples=samples)
+    made = build(tmp_path, text=text, samples=samples)
+    assert made.artifact.manifest["quality"]["outputs"][0]["elements"] == 4
 
 
 def test_the_original_stays_as_it_was(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from aigcc.errors import SampleError
 from aigcc.ir.module import Module
 from aigcc.runtime import OrtSession
+from aigcc.sample_sources import MOST
 from aigcc.samples import load_samples
 from aigcc.synthetic import COUNT, choose_dims, vocabulary
 
@@ -201,6 +202,48 @@ def test_no_such_place() -> None:
 def test_a_function_without_samples() -> None:
     with pytest.raises(SampleError, match="no samples in"):
         load_samples(list, IMAGE)
+
+
+def test_feeds_of_python_are_samples() -> None:
+    first, second = sample(seed=0), sample(n=2, seed=1)
+    several = load_samples([first, second], IMAGE)
+    assert (several.source, several.synthetic) == ("2 samples", False)
+    for _ in range(2):
+        assert [len(feeds["label"]) for feeds in several] == [1, 2]
+    (alone,) = load_samples(first, IMAGE)
+    np.testing.assert_array_equal(alone["image"], first["image"])
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ([], "no samples in 0 samples"),
+        ([np.zeros(3)], "a sample must be a dict of input name to array, not ndarray"),
+        ([{}], "the input 'image' is missing"),
+        (iter([sample()]), "samples cannot be read from list_iterator"),
+        (7, "samples cannot be read from int"),
+        (sample, "the function returned dict"),
+    ],
+)
+def test_what_no_samples_are(source: object, words: str) -> None:
+    with pytest.raises(SampleError, match=words):
+        load_samples(source, IMAGE)  # type: ignore[arg-type]
+
+
+def test_a_function_that_never_ends_is_cut_off_and_that_is_said() -> None:
+    one = sample()
+
+    def endless() -> Iterator[dict[str, np.ndarray]]:
+        while True:
+            yield one
+
+    samples = load_samples(endless, IMAGE)
+    assert samples.notes == []
+    for _ in range(2):
+        assert sum(1 for _ in samples) == MOST
+    (note,) = samples.notes
+    assert f"endless yields more than {MOST} samples" in note
+    assert samples.describe()["notes"] == [note]
 
 
 CACHED = module(

@@ -70,12 +70,18 @@ class Limit:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Bounds that all have to hold, for a model as a whole as it was measured."""
+    """Bounds that all have to hold, for a model as a whole as it was measured.
+
+    Attributes:
+        limits: The bounds.
+        implied_by: The pass whose own bounds these are, where nobody gave any.
+    """
 
     limits: tuple[Limit, ...]
+    implied_by: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
+    def parse(cls, text: str, *, implied_by: str = "") -> Budget:
         """Read `sqnr>=30,size<=0.3x`.
 
         `x` and `%` are factors of the original's figure (`perplexity<=+1%` is 1.01 of it); sizes
@@ -88,7 +94,7 @@ class Budget:
         limits = tuple(_limit(part) for part in text.split(",") if part.strip())
         if not limits:
             raise CompileError("the budget has no bounds", hint=_EXAMPLE)
-        return cls(limits)
+        return cls(limits, implied_by)
 
     def of(self, metrics: Iterable[str]) -> list[Limit]:
         """The limits on some metrics."""
@@ -119,6 +125,12 @@ class Budget:
             f"not {limit.show(limit.value(original.get(limit.metric, 0.0)))}"
             for limit, figure in self.missed(measured, original)
         )
+
+    def named(self) -> str:
+        """What messages call it: whether it was given, or by whom else it is asked."""
+        if self.implied_by:
+            return f"the {self} that {self.implied_by} asks of itself, as no budget was given"
+        return f"the budget {self}"
 
     def __str__(self) -> str:
         return ",".join(limit.text for limit in self.limits)

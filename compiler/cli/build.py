@@ -22,7 +22,7 @@ from aigcc.cli.arguments import (
     complete_target,
     dump_folder,
 )
-from aigcc.cli.render import as_json, line, progress, table
+from aigcc.cli.render import as_json, line, progress, say, table
 from aigcc.figures import number, seconds, size
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def build(
         observers.append(dump.Dump(dump_folder(dump_ir, out)))
     if print_after is not None:
         observers.append(dump.PrintAfter(print_after))
-    with progress(quiet=json) as report:
+    with progress(plain=json) as report:
         made = driver.build(
             model,
             target,
@@ -210,16 +210,7 @@ def show_quality(quality: dict[str, Any]) -> None:
     table(
         f"{what} against the original, worst of {quality['count']} {kind}",
         ["output", ">SQNR dB", ">cosine", ">max |a-b|", ">relative"],
-        [
-            (
-                o["name"],
-                number(o["sqnr"], ".1f"),
-                number(o["cosine"], ".6f"),
-                number(o["max_abs"], ".2g"),
-                number(o["relative"], ".2g"),
-            )
-            for o in quality["outputs"]
-        ],
+        [(o["name"], *_measures(o)) for o in quality["outputs"]],
     )
     if not quality["is_lowered"]:
         line("note: this machine cannot run the program, so the module that it was made of ran")
@@ -228,7 +219,10 @@ def show_quality(quality: dict[str, Any]) -> None:
             f"note: activations were calibrated on {quality['calibrated']} of these samples, "
             "so others may come out worse"
         )
+    say(quality["notes"])
     for o in quality["outputs"]:
+        if not o["elements"]:
+            line(f"note: {o['name']} is empty for all samples, so nothing is known of it")
         if o["not_finite"]:
             line(f"note: {o['not_finite']} values of {o['name']} are NaN or infinite in both")
         if o["rounding"] is not None:
@@ -237,6 +231,17 @@ def show_quality(quality: dict[str, Any]) -> None:
                 f"note: rounding alone puts {o['name']} off by {error}, so this figure says "
                 "nothing; give real inputs with --samples"
             )
+
+
+def _measures(output: dict[str, Any]) -> tuple[str, ...]:
+    if not output["elements"]:
+        return ("-",) * 4
+    return (
+        number(output["sqnr"], ".1f"),
+        number(output["cosine"], ".6f"),
+        number(output["max_abs"], ".2g"),
+        number(output["relative"], ".2g"),
+    )
 
 
 def _row(name: str, before: float, after: float, show: Any) -> tuple[str, str, str, str]:

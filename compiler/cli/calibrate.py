@@ -19,7 +19,7 @@ from aigcc.cli.arguments import (
     at_most_one_a_core,
     check_free_file,
 )
-from aigcc.cli.render import as_json, line, progress, table
+from aigcc.cli.render import as_json, line, progress, say, table
 from aigcc.errors import CompileError
 from aigcc.figures import number
 
@@ -98,7 +98,7 @@ def calibrate(
 
     check_free_file(out, "calibration", Calibration.load)
     buckets = None if by is None else _buckets(by)
-    with progress(quiet=json) as report:
+    with progress(plain=json) as report:
         module = load(model, roots=data_root or ())
         feeds = load_samples(samples, module)
         readers = _readers(module)
@@ -113,13 +113,14 @@ def calibrate(
     ]
     rows.sort(key=lambda row: row.sqnr)
     if json:
-        facts = {"samples": feeds.source, "synthetic": feeds.synthetic, "edges": found.edges}
+        facts = {**feeds.describe(), "edges": found.edges}
         as_json({**facts, "activations": [dataclasses.asdict(row) for row in rows]})
         return
     name = "" if buckets is None else buckets.input
     _show(rows[:top], feeds.source, _bounds(name, found.edges))
     if top < len(rows):
         line(f"{top} of {len(rows)} activations; --top {len(rows)} shows all")
+    say(feeds.notes)
     if out is not None:
         line(f"\nwrote {out}")
 

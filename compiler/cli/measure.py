@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aigcc.cli.arguments import DataRoots, Json, Program, SamplesOption, Threads
-from aigcc.cli.render import as_json, line, progress, table
+from aigcc.cli.render import as_json, line, progress, say, table
 from aigcc.errors import ArtifactError, CompileError
 from aigcc.figures import number, seconds, size
 
@@ -64,7 +64,7 @@ def run(
         with staged(out, overwrite=False) as folder:
             rows = _run_all(session, feeds, folder)
     if json:
-        as_json({"samples": feeds.source, "synthetic": feeds.synthetic, "outputs": rows})
+        as_json({**feeds.describe(), "outputs": rows})
         return
     keys = ("sample", "output", "dtype", "shape")
     table(
@@ -75,6 +75,7 @@ def run(
             for r in rows
         ],
     )
+    say(feeds.notes)
 
 
 def _run_all(session: Session, feeds: Samples, folder: Path | None) -> list[dict[str, Any]]:
@@ -147,8 +148,7 @@ def bench(
     if json:
         as_json(
             {
-                "samples": feeds.source,
-                "synthetic": feeds.synthetic,
+                **feeds.describe(),
                 "programs": {
                     name: {**dataclasses.asdict(timing), "memory_bytes": memory[name]}
                     for name, timing in timings.items()
@@ -264,7 +264,7 @@ def compare(
     """
     from aigcc.analysis.metrics import compare_outputs
     from aigcc.analysis.metrics import psnr as psnr_of
-    from aigcc.samples import load_samples
+    from aigcc.samples import load_samples, refuse_empty
 
     if layers:
         if psnr is not None or tolerance is not None:
@@ -283,7 +283,7 @@ def compare(
                 fact["psnr"] = psnr_of(left[row.name], right[row.name], peak=psnr)
             rows.append(fact)
     if json:
-        as_json({"samples": feeds.source, "synthetic": feeds.synthetic, "outputs": rows})
+        as_json({**feeds.describe(), "outputs": rows})
     else:
         columns = ["sample", "output", ">SQNR dB", ">cosine", ">max |a-b|", ">relative"]
         keys = ["sample", "name", "sqnr", "cosine", "max_abs", "relative"]
@@ -293,14 +293,23 @@ def compare(
         table(
             _title(f"{b} against {a}", feeds),
             columns,
-            [[r[k] if k in keys[:2] else number(r[k]) for k in keys] for r in rows],
+            [[_cell(r, k) for k in keys] for r in rows],
         )
+        say(feeds.notes)
+    if tolerance is not None:
+        refuse_empty(sum(row["elements"] for row in rows), feeds.source)
     if tolerance is not None and not all(row["relative"] <= tolerance for row in rows):
         raise CompileError(
             f"the outputs differ by more than {tolerance:g}",
             at=b,
             hint="aigcc bisect MODEL -p PIPELINE names the rewrite that is to blame",
         )
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    if key in ("sample", "name"):
+        return str(row[key])
+    return number(row[key]) if row["elements"] else "-"
 
 
 def _compare_layers(
@@ -318,14 +327,13 @@ def _compare_layers(
 
     original, other = _load(a, roots), _load(b, roots)
     feeds = load_samples(samples, min(original, other, key=_count_dynamic))
-    with progress(quiet=json) as report:
+    with progress(plain=json) as report:
         found = compare_layers(original, other, feeds, progress=report)
     rows = sorted(found.rows, key=lambda row: getattr(row, sort))
     if json:
         as_json(
             {
-                "samples": feeds.source,
-                "synthetic": feeds.synthetic,
+                **feeds.describe(),
                 "nodes": found.nodes,
                 "matched": found.matched,
                 "unlike": found.unlike,
@@ -348,6 +356,7 @@ def _compare_layers(
         ],
     )
     _say_what_was_matched(found, top)
+    say(feeds.notes)
 
 
 def _say_what_was_matched(found: Layers, top: int) -> None:

@@ -111,7 +111,7 @@ def opt(
     if print_after is not None:
         observers.append(dump.PrintAfter(print_after))
     manager = PassManager(parse(passes), observers=observers)
-    with progress(quiet=json) as report:
+    with progress(plain=json) as report:
         ctx = Context(
             target=None if target is None else make_target(target), limit=limit, progress=report
         )
@@ -239,7 +239,7 @@ def bisect(
     device = None if target is None else make_target(target)
     if device is not None:
         module = device.prepare(module, Context(target=device, samples=feeds))
-    with progress(quiet=json) as report:
+    with progress(plain=json) as report:
         found = find_first_wrong(
             module,
             pipeline,

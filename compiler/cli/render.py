@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
+from aigcc.cli.stages import Stages
 from aigcc.errors import CompileError, describe, raised_at
 from aigcc.figures import printable
 from aigcc.jsontext import to_json
@@ -87,6 +88,12 @@ def line(text: str = "") -> None:
     console.print(Text(printable(text)), soft_wrap=True)
 
 
+def say(notes: Iterable[str]) -> None:
+    """Print what has to be known besides, a line a note."""
+    for note in notes:
+        line(f"note: {note}")
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; columns named with a leading '>' are aligned to the right."""
     if title:
@@ -129,10 +136,14 @@ def _print(thing: RenderableType, width: int) -> None:
 
 
 @contextlib.contextmanager
-def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
-    """A progress bar on standard error while the block runs; yields what reports to it."""
-    if quiet or not errors.is_terminal:
-        yield lambda text, fraction: None
+def progress(*, plain: bool = False) -> Iterator[Callable[[str, float], None]]:
+    """What reports how far the work in the block is, on standard error.
+
+    A bar on a terminal; else, or where `plain` asks for it, a line for each stage that takes long.
+    """
+    if plain or not errors.is_terminal:
+        with Stages(errors.file) as stages:
+            yield stages.report
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=errors, transient=True, redirect_stdout=console.is_terminal)

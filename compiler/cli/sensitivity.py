@@ -21,7 +21,7 @@ from aigcc.cli.arguments import (
     complete_target,
     read_page,
 )
-from aigcc.cli.render import as_json, line, progress, table
+from aigcc.cli.render import as_json, line, progress, say, table
 from aigcc.figures import amount, number
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def sensitivity(
     from aigcc.targets import make_target
 
     check_free_file(html, "report of aigcc", read_page)
-    with progress(quiet=json) as report:
+    with progress(plain=json) as report:
         device = None if target is None else make_target(target)
         module = load(model, roots=data_root or ())
         feeds = load_samples(samples, module)
@@ -80,7 +80,7 @@ def sensitivity(
         with replacing(html) as (file,):
             file.write(page.encode())
     if json:
-        facts = {"samples": feeds.source, "synthetic": feeds.synthetic}
+        facts = feeds.describe()
         as_json({**facts, **dataclasses.asdict(curve)})
         return
     _show(curve, top, feeds)
@@ -121,6 +121,7 @@ def _show(curve: Curve, top: int, feeds: Samples) -> None:
         line(f"{name} was not tried: {reason}")
     if curve.inside:
         line(f"left as they are: {curve.inside} nodes in sub-graphs and functions")
+    say(feeds.notes)
     where = "" if feeds.synthetic else f"{curve.samples} samples of "
     table(
         f"\nthe whole model on {where}{feeds.source}, nodes in the order of least error per bit",

@@ -12,7 +12,7 @@ from aigcc.ir.module import Module
 from aigcc.pipeline.context import Context, Remark
 from aigcc.pipeline.manager import Pass, PassManager
 from aigcc.runtime import OrtSession
-from aigcc.samples import Samples
+from aigcc.samples import Samples, refuse_empty
 from aigcc.target import Target
 
 
@@ -65,10 +65,11 @@ def find_first_wrong(
         progress: Told how far the search is.
 
     Raises:
-        CompileError: the module does not run before the first pass.
+        CompileError: the module does not run before the first pass, or its outputs are empty.
     """
     feeds = next(iter(samples))
     reference = OrtSession(module, optimise=False).run(feeds)
+    refuse_empty(sum(array.size for array in reference.values()), samples.source)
 
     def attempt(passes: Sequence[Pass], limit: int | None = None) -> _Attempt:
         trial, ctx = module.clone(), Context(target=target, samples=samples, limit=limit)

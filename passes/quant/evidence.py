@@ -22,7 +22,7 @@ from aigcc.passes.quant.quantise import Method, Place, calibrated, channels_of, 
 from aigcc.passes.quant.region import RangeOf, Tuning
 from aigcc.pipeline.context import Context
 from aigcc.runtime import OrtSession
-from aigcc.samples import Feeds, Samples
+from aigcc.samples import Feeds, Samples, refuse_empty
 
 _SAMPLES = 8
 _REVISION = 2  # of how figures are measured: what was measured otherwise is left alone
@@ -106,10 +106,12 @@ class Evidence:
         positions = ctx.samples.spaced(_SAMPLES)
         feeds = list(ctx.samples.at(positions))
         exact = OrtSession(module, optimise=False, threads=ctx.threads)
+        expected = [exact.run(sample) for sample in feeds]
+        refuse_empty(sum(a.size for made in expected for a in made.values()), ctx.samples.source)
         return cls(
             budget,
             feeds,
-            [exact.run(sample) for sample in feeds],
+            expected,
             list(_folds(module, places, positions, method, probes, ctx)),
             Memory(_store(module, places, (str(budget), method, probes), feeds, ctx)),
         )
