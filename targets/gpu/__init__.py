@@ -20,6 +20,7 @@ from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, no
 from aigcc.targets import worker
 from aigcc.targets.gpu import builder
 from aigcc.targets.gpu.example import EXAMPLE
+from aigcc.targets.gpu.faults import find_faults
 from aigcc.targets.gpu.kernels import Kernel, read_table, summarise
 from aigcc.targets.gpu.profiles import make_profiles, parse_ranges
 
@@ -76,10 +77,10 @@ class Gpu(Target):
         return 1e-4 if self.precision == "fp32" else 2e-2
 
     def pipeline(self) -> str:
-        """Canonicalise, fuse, replace what the parser lacks, and narrow where that was asked."""
+        """Canonicalise, fuse, replace what the builder lacks; narrow, and again for what stays."""
         passes = ["canonicalize", "fuse", "legalize", "canonicalize"]
         if self.precision == "fp16":
-            passes.append("to-fp16")
+            passes += ["to-fp16", "legalize"]
         return ",".join(passes)
 
     def requirements(self) -> list[Requirement]:
@@ -111,8 +112,9 @@ class Gpu(Target):
             )
 
     def check(self, module: Module) -> list[Problem]:
-        """Operators, types and limits of the table, and what single architectures lack."""
-        problems = super().check(module)
+        """Operators, types and limits of the table, what crashes, what single GPUs lack."""
+        narrows = self.precision == "fp16"
+        problems = [*super().check(module), *find_faults(module, narrows=narrows)]
         lacking = _lacking(self.architectures, self.can)
         for node in module.nodes() if lacking else ():
             dtypes = {v.dtype.name.lower() for v in node.outputs if v.dtype is not None}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from aigcc.errors import TargetError
@@ -18,6 +19,7 @@ from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.to_fp16 import ToFp16
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
+from aigcc.pipeline.text import parse
 from aigcc.samples import load_samples
 from aigcc.target import Capabilities, check_against
 from aigcc.targets import worker
@@ -118,6 +120,78 @@ def test_limits_have_alternatives(inputs: str, attributes: str, fits: bool) -> N
         opset=23,
     )
     assert (Gpu().check(made) == []) == fits
+
+
+ATTENTIONS = {
+    "query": "y = Attention (q, k, v) z = Attention (q, l, w)",
+    "key": "y = Attention (q, k, v) n = Neg (q) z = Attention (n, k, w)",
+    "both in one": "y = Attention (q, q, v) z = Neg (k)",
+    "key as a query": "y = Attention (q, k, v) z = Attention (k, l, w)",
+    "query of the next": "y = Attention (q, k, v) z = Attention (q, y, w)",
+    "query behind a move": "y = Attention (q, k, v) i = Identity (q) z = Attention (i, l, w)",
+    "three": "y = Attention (q, k, v) a = Attention (q, l, w) z = Attention (q, v, a)",
+}
+
+
+def attentions(body: str, dtype: str = "float") -> Module:
+    inputs = ", ".join(f"{dtype}[1,4,8,16] {name}" for name in "qkvlw")
+    return module(f"g ({inputs}) => (y, z) {{ {body} }}", opset=23)
+
+
+def legalised(made: Module, target: Gpu) -> Module:
+    PassManager(parse(target.pipeline())).run(made, Context(target=target))
+    assert target.check(made) == []
+    return made
+
+
+@pytest.mark.parametrize("body", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_attentions_that_share_a_factor_are_spelt_out(body: str) -> None:
+    target, made = Gpu(), attentions(body)
+    assert any("the builder crashes" in problem.message for problem in target.check(made))
+    kept = [node for node in legalised(made, target).nodes() if node.op_type == "Attention"]
+    assert len(kept) == (0 if "(q, q, v)" in body else 1)
+    assert kept == [] or kept[0].outputs[0].dtype == ir.DataType.FLOAT16
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Attention (q, k, v) n = Neg (q) z = Attention (n, l, v)",
+        "y = Attention (q, k, k) z = MatMul (q, q)",
+    ],
+)
+def test_attentions_that_share_values_alone_stay(body: str) -> None:
+    made = attentions(body.replace("MatMul (q, q)", "Exp (q)"))
+    assert Gpu().check(made) == []
+    assert "Attention" in [node.op_type for node in legalised(made, Gpu()).nodes()]
+
+
+def test_float32_attention_is_spelt_out_where_it_stays_float32() -> None:
+    body = "y = Attention (q, k, v) z = Neg (q)"
+    for precision in ("fp32", "tf32"):
+        made = legalised(attentions(body), Gpu(precision=precision))  # type: ignore[arg-type]
+        assert "Attention" not in [node.op_type for node in made.nodes()]
+    assert Gpu(precision="fp32").check(attentions(body, "float16")) == []
+
+
+@needs_library
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_attentions_of_one_query_are_built(precision: str, tmp_path: Path) -> None:
+    made = module(
+        """g (float[1,4,16,64] q, float[1,4,8,64] k, float[1,4,8,64] v, float[1,4,6,64] l,
+   float[1,4,6,64] w) => (y)
+<float scale = {0.6}>
+{
+  s = Mul (q, scale)
+  a = Attention <scale = 0.6> (s, k, v)
+  b = Attention <scale = 0.6> (s, l, w)
+  y = Add (a, b)
+}""",
+        opset=23,
+    )
+    target = Gpu(precision=precision, architectures=("sm89",))  # type: ignore[arg-type]
+    lowered = target.lower(legalised(made, target), tmp_path, Context())
+    assert lowered.facts["kernels"]["fused_attention"] == (2 if precision == "fp16" else 0)
 
 
 def test_sm75_multiplies_no_float32_matrices() -> None:
