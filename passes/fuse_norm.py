@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from aigcc.ir.module import Module
 from aigcc.ir.weights import constant, read, scalar
 from aigcc.passes.conditions import (
     FLOATS,
@@ -27,8 +28,10 @@ from aigcc.passes.conditions import (
     trailing_axes,
     vector,
 )
+from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.pattern import Apply, Either, Match, NoMatch, PatternBuilder, either
-from aigcc.pipeline.rules import Builder, Rule, RulePass
+from aigcc.pipeline.rules import Builder, Rule, apply_rules
 
 _FLOAT = ir.DataType.FLOAT.value
 
@@ -230,8 +233,18 @@ def _times(op: Builder, scale: ir.Value, factor: ir.Value) -> ir.Value:
     return computed(op, np.multiply, a, b, like=a, shape=shape, name="scale")
 
 
+@dataclasses.dataclass
 class GroupNormCore(Rule):
-    """Reshape(InstanceNormalization(Reshape(x, [N, g, -1])), x.shape)  ->  GroupNormalization(x)"""
+    """Reshape(InstanceNormalization(Reshape(x, [N, g, -1])), x.shape)  ->  GroupNormalization(x)
+
+    ONNX defines the right side by E[x²] - E[x]², which loses the digits of a deviation that is
+    small beside the mean, and a runtime without a kernel of its own computes that.
+
+    Attributes:
+        for_target: Whether a target follows, which brings the right side to a form of its own.
+    """
+
+    for_target: bool = False
 
     name = "group-norm"
     opset = 21
@@ -246,6 +259,8 @@ class GroupNormCore(Rule):
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         x, result = match.x, match.root.outputs[0]
+        if not self.for_target:
+            raise NoMatch("GroupNormalization is exact for a target alone, and there is none")
         groups = groups_of(x, match.grouped.outputs[0])
         if not _gives_shape_of(match, x) and not same_dims(x.shape, result.shape or []):
             raise NoMatch("the result is not known to have the shape of the input")
@@ -344,23 +359,30 @@ class GroupNormBias(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class FuseNorm(RulePass):
+class FuseNorm(Pass):
     """Make LayerNormalization, RMSNormalization and GroupNormalization from their parts.
 
     ```
     s = Mul (x, x); m = ReduceMean (s, last); e = Add (m, eps); r = Sqrt (e)
     n = Div (x, r); y = Mul (n, w)                    →      y = RMSNormalization (x, w)
     ```
+    GroupNormalization is made only for a target, which then gives it a form of its own: what ONNX
+    defines it by loses digits where the mean is large. Squares that overflow, and give 0 or NaN
+    spelled out, may be finite inside the fused operator, which sums in wider types.
     """
 
     name: ClassVar[str] = "fuse-norm"
-    rules: ClassVar[tuple[Rule, ...]] = (
-        LayerNormCore(),
-        RmsNormCore(),
-        NormThroughCasts(),
-        NormScale(),
-        NormBias(),
-        GroupNormCore(),
-        GroupNormScale(),
-        GroupNormBias(),
-    )
+
+    def run(self, module: Module, ctx: Context) -> None:
+        """Apply the family's rules everywhere."""
+        rules: tuple[Rule, ...] = (
+            LayerNormCore(),
+            RmsNormCore(),
+            NormThroughCasts(),
+            NormScale(),
+            NormBias(),
+            GroupNormCore(for_target=ctx.target is not None),
+            GroupNormScale(),
+            GroupNormBias(),
+        )
+        apply_rules(module, rules, ctx)

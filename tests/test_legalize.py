@@ -105,6 +105,8 @@ def operators(module: Module) -> list[str]:
         "LayerNormalization <axis = 2, epsilon = 0.1> (x, x, x)",
         "RMSNormalization <epsilon = 0.1> (x, s)",
         "GroupNormalization <num_groups = 2> (x, g, g)",
+        "InstanceNormalization (x, g, g)",
+        "MeanVarianceNormalization <axes = [1]> (x)",
     ],
 )
 def test_operators(call: str, dtype: str) -> None:
@@ -114,6 +116,41 @@ g ({dtype}[2,4,n] x, {dtype}[n] s, {dtype}[n] b, {dtype}[4] g) => (y) {{ y = {ca
     tolerance = 1e-5 if dtype == "float" else 5e-3
     after = legalised(module, Device(lacks=frozenset({operator})), tolerance)
     assert operator not in operators(after)
+
+
+NORMS = {
+    "LayerNormalization <axis = -1> (x, w)": (3,),
+    "LayerNormalization <axis = 1> (x, wide)": (1, 2, 3),
+    "InstanceNormalization (x, s, b)": (2, 3),
+    "GroupNormalization <num_groups = 1> (x, s, b)": (1, 2, 3),
+    "MeanVarianceNormalization (x)": (0, 2, 3),
+    "MeanVarianceNormalization <axes = [0, 1, 2, 3]> (x)": (0, 1, 2, 3),
+}
+FIRST_OPSET = {"LayerNormalization": 17, "GroupNormalization": 21}
+WITHOUT_NORMS = Device(lacks=frozenset(call.split()[0] for call in NORMS))
+
+
+@pytest.mark.parametrize(
+    ("call", "opset"),
+    [(c, o) for c in NORMS for o in (9, 17, 20, 21) if o >= FIRST_OPSET.get(c.split()[0], 9)],
+)
+@pytest.mark.parametrize("mean", [0, 300, 1e3, -1e4, 1e6])
+def test_norms_of_a_large_mean_keep_their_digits(call: str, opset: int, mean: float) -> None:
+    module = Module.parse(f"""<ir_version: 8, opset_import: ["" : {opset}]>
+g (float[2,4,8,6] x, float[6] w, float[4,8,6] wide, float[4] s, float[4] b) => (y)
+{{ y = {call} }}""")
+    infer_shapes(module.model)
+    PassManager([Legalize()]).run(module, Context(target=WITHOUT_NORMS))
+    assert call.split()[0] not in operators(module)
+    x = (mean + np.random.default_rng(0).standard_normal((2, 4, 8, 6))).astype(np.float32)
+    sizes = {"w": 6, "wide": (4, 8, 6), "s": 4}
+    ones = {name: np.ones(size, np.float32) for name, size in sizes.items()}
+    feeds = {"x": x, **ones, "b": np.zeros(4, np.float32)}
+    y = OrtSession(module, optimise=False).run(feeds)["y"]
+    centred = x.astype(np.float64) - x.mean(NORMS[call], np.float64, keepdims=True)
+    variance = np.square(centred).mean(NORMS[call], keepdims=True)
+    epsilon = 0 if "MeanVariance" in call else 1e-5
+    np.testing.assert_allclose(y, centred / np.sqrt(variance + epsilon), atol=2e-6, rtol=0)
 
 
 def test_a_norm_of_zeros_is_zero() -> None:

@@ -1,4 +1,9 @@
-"""Normalisations from means, square roots and products."""
+"""Normalisations from means, square roots and products.
+
+A variance is the mean of (x - mean)², never E[x²] - E[x]²: with a mean a thousand times the
+deviation the latter has no digit left in float32. The mean in turn is that of distances from one
+element, since a sum of many large numbers is off by more than a small deviation.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +20,42 @@ from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
 
 
-def _mean(op: Builder, x: ir.Value, axis: int) -> ir.Value:
-    """The mean over all axes from `axis` on, which are kept."""
-    if axis < 0:
-        axes = list(range(axis, 0))
-    elif x.shape is not None:
-        axes = list(range(axis, len(x.shape)))
-    else:
-        raise NoMatch("the rank of its input is not known")
+def _axes_from(axis: int, x: ir.Value) -> list[int]:
+    return list(range(axis, 0) if axis < 0 else range(axis, _rank(x)))
+
+
+def _mean(op: Builder, x: ir.Value, axes: list[int]) -> ir.Value:
+    """The mean over axes, which are kept."""
     made: ir.Value = op.ReduceMean(x, axes)
     return made
+
+
+def _first(op: Builder, x: ir.Value, axes: list[int]) -> ir.Value:
+    """The first element along axes, which are kept."""
+    made: ir.Value = op.Slice(x, [0] * len(axes), [1] * len(axes), axes)
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class _Centred:
+    """x - ReduceMean(x), as a value less its own mean: x - first, and the mean of that."""
+
+    first: ir.Value
+    mean: ir.Value
+    value: ir.Value
+
+    @classmethod
+    def of(cls, op: Builder, x: ir.Value, axes: list[int]) -> _Centred:
+        first = _first(op, x, axes)
+        near = op.Sub(x, first)
+        mean = _mean(op, near, axes)
+        return cls(first, mean, op.Sub(near, mean))
+
+
+def _rank(x: ir.Value) -> int:
+    if x.shape is None:
+        raise NoMatch("the rank of its input is not known")
+    return len(x.shape)
 
 
 def _widened(op: Builder, x: ir.Value, node: ir.Node) -> ir.Value:
@@ -49,7 +80,7 @@ def _inverse_root(op: Builder, square: ir.Value, node: ir.Node) -> ir.Value:
 def rms_norm(op: Builder, x: ir.Value, scale: ir.Value, node: ir.Node) -> ir.Value:
     """x / sqrt(mean(x * x) + epsilon) * scale, with the attributes of `node`."""
     wide = _widened(op, x, node)
-    square = _mean(op, op.Mul(wide, wide), node.attributes.get_int("axis", -1))
+    square = _mean(op, op.Mul(wide, wide), _axes_from(node.attributes.get_int("axis", -1), x))
     normed = _narrowed(op, op.Mul(wide, _inverse_root(op, square, node)), x)
     value: ir.Value = op.Mul(normed, scale)
     return value
@@ -79,14 +110,29 @@ class LayerNorm(Rule):
         return op.LayerNormalization(x, scale, bias)
 
     def rewrite(self, op: Builder, match: Match) -> list[ir.Value]:
-        node, x, axis = match.root, match.x, match.root.attributes.get_int("axis", -1)
-        wide = _widened(op, x, node)
-        mean = _mean(op, wide, axis)
-        centred = op.Sub(wide, mean)
-        inverse = _inverse_root(op, _mean(op, op.Mul(centred, centred), axis), node)
-        y = op.Mul(_narrowed(op, op.Mul(centred, inverse), x), match.scale)
+        node, x = match.root, match.x
+        axes = _axes_from(node.attributes.get_int("axis", -1), x)
+        centred = _Centred.of(op, _widened(op, x, node), axes)
+        normed, inverse = _scaled(op, centred.value, axes, node)
+        y = op.Mul(_narrowed(op, normed, x), match.scale)
         y = y if match.bias is None else op.Add(y, match.bias)
-        return [y, mean, inverse][: len(node.outputs)]
+        if len(node.outputs) == 1:
+            return [y]
+        return [y, op.Add(centred.first, centred.mean), inverse][: len(node.outputs)]
+
+
+def _scaled(
+    op: Builder, centred: ir.Value, axes: list[int], node: ir.Node
+) -> tuple[ir.Value, ir.Value]:
+    """A value of mean 0 over its deviation, and one over the deviation."""
+    inverse = _inverse_root(op, _mean(op, op.Mul(centred, centred), axes), node)
+    return op.Mul(centred, inverse), inverse
+
+
+def _column(op: Builder, vector: ir.Value, x: ir.Value) -> ir.Value:
+    """One number a channel of x, as [channels, 1, ..]."""
+    value: ir.Value = op.Reshape(vector, [-1, *[1] * (_rank(x) - 2)])
+    return value
 
 
 def _grouped(op: Builder, match: Match) -> ir.Value:
@@ -116,11 +162,8 @@ class GroupNorm(Rule):
         return op.GroupNormalization(x, scale, bias)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
-        if match.x.shape is None:
-            raise NoMatch("the rank of its input is not known")
-        normed = _grouped(op, match)
-        column = [-1, *[1] * (len(match.x.shape) - 2)]
-        scale, bias = (op.Reshape(each, column) for each in (match.scale, match.bias))
+        x, normed = match.x, _grouped(op, match)
+        scale, bias = (_column(op, each, x) for each in (match.scale, match.bias))
         value: ir.Value = op.Add(op.Mul(normed, scale), bias)
         return value
 
