@@ -46,6 +46,8 @@ class OrtSession:
         source: A `.onnx` or `.ort` file, or a module; a module is saved to a scratch folder, which
             is gone when the session is ready.
         optimise: Whether ONNX Runtime may rewrite the graph and copy weights into faster layouts.
+        integers: Whether products between Q/DQ may become products of integers; in float32 they are
+            exact on every processor, and weights are held in float32.
         threads: Threads within an operator; all cores by default.
 
     Raises:
@@ -53,9 +55,16 @@ class OrtSession:
     """
 
     def __init__(
-        self, source: str | Path | Module, *, optimise: bool = True, threads: int | None = None
+        self,
+        source: str | Path | Module,
+        *,
+        optimise: bool = True,
+        integers: bool = True,
+        threads: int | None = None,
     ) -> None:
         options = _options(threads)
+        if not integers:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")

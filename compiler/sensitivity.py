@@ -15,10 +15,12 @@ import onnx_ir as ir
 from aigcc.analysis.budget import Budget
 from aigcc.analysis.damage import Damage
 from aigcc.errors import CompileError
+from aigcc.exact import open_exact
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.ir.text.facts import module_path, source_line
 from aigcc.ir.weights import is_float
+from aigcc.passes.quant.exact import fault, offered
 from aigcc.passes.quant.placement import Scheme, schemes, weight_of
 from aigcc.passes.quant.quantise import (
     FULL,
@@ -32,7 +34,6 @@ from aigcc.passes.quant.quantise import (
 from aigcc.passes.quant.region import RangeOf
 from aigcc.passes.quant.switch import Choice, Switch
 from aigcc.pipeline.context import Context
-from aigcc.runtime import OrtSession
 from aigcc.samples import Feeds
 from aigcc.target import node_label
 
@@ -138,7 +139,7 @@ def measure_curve(module: Module, ctx: Context) -> Curve:
     """
     module = module.clone()
     infer_shapes(module.model)  # Q/DQ nodes take the types of what they round
-    known = schemes(ctx.target)
+    known = offered(ctx.target)
     if not known:
         name = "" if ctx.target is None else ctx.target.name
         raise CompileError(
@@ -162,6 +163,8 @@ def measure_curve(module: Module, ctx: Context) -> Curve:
     exact = _Exact.run(module, ctx)
     range_of = ranges(calibrated(module, everywhere, ctx), "mse")
     noises, skipped = _alone(module, choices, known, range_of, exact.feeds[0], ctx)
+    faults = {s.name: fault(s, ctx.target) for s in schemes(ctx.target).values()}
+    skipped |= {name: reason for name, reason in faults.items() if reason}
     tried = set().union(*noises.values())
     if not tried:
         raise CompileError(
@@ -191,7 +194,7 @@ class _Exact:
     @classmethod
     def run(cls, module: Module, ctx: Context) -> _Exact:
         assert ctx.samples is not None
-        session = OrtSession(module, threads=ctx.threads)
+        session = open_exact(module, ctx.threads)
         feeds = list(ctx.samples.at(ctx.samples.spaced(_SAMPLES)))
         outputs = [ctx.samples.run(session, feed) for feed in feeds]
         if not any(is_float(array) for array in outputs[0].values()):
@@ -200,7 +203,7 @@ class _Exact:
 
     def noise_of(self, made: Module, ctx: Context) -> float:
         """Relative noise of another module, on the worst sample."""
-        session = OrtSession(made, threads=ctx.threads)
+        session = open_exact(made, ctx.threads)
         damage = Damage(_SQNR)
         for feeds, outputs in zip(self.feeds, self.outputs, strict=True):
             damage.add(feeds, outputs, session.run(feeds))

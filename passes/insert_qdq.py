@@ -16,6 +16,7 @@ from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.options import option
 from aigcc.passes.quant.correct import correct_biases
+from aigcc.passes.quant.exact import fault
 from aigcc.passes.quant.merging import merged_outputs
 from aigcc.passes.quant.migrate import Array, Group, migrate
 from aigcc.passes.quant.placement import NARROW
@@ -92,6 +93,9 @@ class InsertQdq(Pass):
             ctx.budget = Budget.parse(_LEAST, implied_by=self.name)
         self._move_scales(module, ctx)
         found = list(places(module, self.scheme, ctx))
+        for scheme in {place.scheme.name: place.scheme for place in found}.values():
+            if reason := fault(scheme, ctx.target):
+                ctx.note(None, f"{scheme.name} is written as asked: {reason}")
         calibration = calibrated(module, found, ctx, every=self._wants_channels)
         range_of = ranges(calibration, self.calibration)
         channels = channels_of(calibration)

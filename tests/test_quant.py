@@ -33,7 +33,7 @@ from aigcc.targets.mobile import Mobile
 sys.path.insert(0, str(Path(__file__).parent))
 from random_graphs import feeds as feeds_of
 from random_graphs import modules
-from weighted import Feeds, floats, module
+from weighted import Feeds, floats, here, module
 
 RANDOM = np.random.default_rng
 
@@ -117,7 +117,7 @@ def test_gptq_has_less_error_than_the_nearest_numbers(act_order: bool) -> None:
     grid, rows = Grid(dtype, 0, 16), np.arange(48) // 16
     scale = grid.scale(weight)
     plain = grid.back(grid.round(weight, scale), scale)
-    numbers = Gptq(moment, act_order=act_order).round(weight, scale, rows, dtype)
+    numbers = Gptq(moment, act_order=act_order).round(weight, scale, rows, grid)
     solved = numbers * scale[rows]
     assert output_error(weight - solved, moment).sum() < output_error(weight - plain, moment).sum()
     np.testing.assert_array_equal(solved[5], plain[5])
@@ -127,7 +127,7 @@ def test_gptq_has_less_error_than_the_nearest_numbers(act_order: bool) -> None:
 
 def test_gptq_survives_moments_without_an_inverse() -> None:
     weight, scale = floats(4, 3), np.full((1, 3), 0.1, np.float32)
-    made = Gptq(np.zeros((4, 4))).round(weight, scale, np.zeros(4, int), ir.DataType.INT8)
+    made = Gptq(np.zeros((4, 4))).round(weight, scale, np.zeros(4, int), Grid(ir.DataType.INT8))
     np.testing.assert_array_equal(made, np.rint(weight / 0.1))
 
 
@@ -323,7 +323,8 @@ def test_equalised_layers_compute_the_same_and_quantise_better() -> None:
 
 def test_outputs_have_a_grid_for_each_channel() -> None:
     before, feeds = convolutions()
-    after, _ = quantised(before, feeds, Mobile(), calibration="minmax")
+    scheme = here("w8a8", Mobile(), "Conv")
+    after, _ = quantised(before, feeds, Mobile(), scheme=scheme, calibration="minmax")
     backs = [n for n in after.graph if n.op_type == "DequantizeLinear"]
     scales = [n.inputs[1].const_value.numpy() for n in backs if n.inputs[0].producer() is not None]
     assert sorted(s.size for s in scales) == [1, 1, 5, 8]
@@ -350,7 +351,8 @@ def test_onnx_runtime_makes_integer_kernels_of_it(smooth: float, tmp_path: objec
     import onnxruntime
 
     before, feeds = convolutions()
-    after, _ = quantised(before, feeds, Mobile(), smooth=smooth)
+    scheme = here("w8a8", Mobile(), "Conv")
+    after, _ = quantised(before, feeds, Mobile(), scheme=scheme, smooth=smooth)
     after.save(f"{tmp_path}/model.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = f"{tmp_path}/optimised.onnx"
@@ -371,7 +373,7 @@ def test_onnx_runtime_makes_an_integer_gemm_of_it(bias: str, tmp_path: Path) -> 
     weights = {"w": floats(6, 8), "b": floats(6)}
     before = module(text, weights if bias else {"w": weights["w"]})
     feeds = [{"x": floats(4, 8, seed=n)} for n in range(3)]
-    after, _ = quantised(before, feeds, Mobile())
+    after, _ = quantised(before, feeds, Mobile(), scheme=here("w8a8", Mobile(), "Gemm"))
     after.save(tmp_path / "model.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -405,7 +407,8 @@ def test_what_onnx_runtime_merges_has_one_grid(chain: str, smooth: float) -> Non
         + " }",
         weights,
     )
-    after, _ = quantised(before, feeds, Mobile(), smooth=smooth)
+    scheme = here("w8a8", Mobile(), "Conv")
+    after, _ = quantised(before, feeds, Mobile(), scheme=scheme, smooth=smooth)
     # its Add of integers is off by a step here and there
     assert error(after, after, feeds, optimise=True) < 2e-3
     assert error(before, after, feeds, optimise=True) < 0.05
@@ -617,7 +620,7 @@ def test_openvino_runs_integer_kernels_of_it(
         pytest.skip("this CPU has no instructions for int8")
     before, feeds = convolution(op, shape, attributes)
     next(iter(before.graph)).name = "product"
-    after, _ = quantised(before, feeds, Cpu(), calibration="minmax")
+    after, _ = quantised(before, feeds, Cpu(), scheme=here("w8a8", Cpu(), op), calibration="minmax")
     lowered = Cpu().lower(after, tmp_path, Context())
     assert lowered.precision["product"] == "int8"
     session = Cpu().session(tmp_path, lowered.entry)
@@ -635,7 +638,8 @@ def test_openvino_runs_integer_kernels_without_zero_points(op: str, tmp_path: Pa
         pytest.skip("this CPU has no instructions for int8")
     before, feeds = convolution("Conv", (16, 8, 3, 3), "") if op == "Conv" else product()
     next(node for node in before.graph if node.op_type == op).name = "product"
-    after, _ = quantised(before, feeds, Cpu(), scheme="w8a8-symmetric", calibration="minmax")
+    scheme = here("w8a8-symmetric", Cpu(), op)
+    after, _ = quantised(before, feeds, Cpu(), scheme=scheme, calibration="minmax")
     (grid,) = (node for node in after.graph if node.op_type == "QuantizeLinear")
     zero = grid.inputs[2].const_value
     assert (zero.dtype, zero.numpy()) == (ir.DataType.INT8, 0)

@@ -203,7 +203,7 @@ def test_the_command_prints_the_ranking_the_curve_and_writes_the_page(
     assert "polyline" in [kind for kind, _ in Page(Path("curve.html").read_text()).elements]
     facts = json.loads(run("--json", "-j", "1", "-t", "mobile")[1])
     assert facts["synthetic"] is True
-    assert "w8a16" in facts["schemes"]
+    assert "w8" in facts["schemes"]
     assert len(facts["nodes"]) == 3
     assert run("--html", "missing/curve.html")[0] == 1
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
-from aigcc.analysis.grids import nearest
+from aigcc.analysis.grids import Grid
 
 Array = npt.NDArray[Any]
 
@@ -36,16 +35,16 @@ class Gptq:
             self._order = self._order[np.argsort(-energy[self._order], kind="stable")]
         self._factor = _factor(moment[np.ix_(self._order, self._order)], damping)
 
-    def round(self, weight: Array, scale: Array, rows: Array, dtype: ir.DataType) -> Array:
+    def round(self, weight: Array, scale: Array, rows: Array, grid: Grid) -> Array:
         """Whole numbers (or those of float8) as float32, [inputs, outputs].
 
         Args:
             weight: Float32, [inputs, outputs].
             scale: Float32, [groups, outputs].
             rows: The group of each input, [inputs].
-            dtype: What the numbers are of.
+            grid: What the numbers are of.
         """
-        made = nearest(weight / scale[rows], dtype)
+        made = grid.nearest(weight / scale[rows])
         order, factor = self._order, self._factor
         if factor is None:
             return made
@@ -55,7 +54,7 @@ class Gptq:
             errors = np.empty((end - start, weight.shape[1]), np.float32)
             for at in range(start, end):
                 step = scale[rows[at]]
-                numbers = nearest(left[at] / step, dtype)
+                numbers = grid.nearest(left[at] / step)
                 made[order[at]] = numbers
                 error = (left[at] - numbers * step) / factor[at, at]
                 errors[at - start] = error

@@ -41,16 +41,6 @@ def limits(dtype: ir.DataType) -> tuple[float, float]:
     return _LIMITS[dtype]
 
 
-def nearest(array: Array, dtype: ir.DataType, out: Array | None = None) -> Array:
-    """The nearest numbers of a dtype, as float32: ties to even, what is outside is clipped."""
-    low, high = _LIMITS[dtype]
-    made: Array = np.clip(array, low, high, out=out, dtype=np.float32)
-    if dtype == ir.DataType.FLOAT8E4M3FN:
-        return np.asarray(made.astype(ml_dtypes.float8_e4m3fn), np.float32)
-    np.rint(made, out=made)
-    return made
-
-
 def stored(numbers: Array, dtype: ir.DataType) -> Array:
     """Numbers of a grid, from float, in its dtype."""
     if dtype.bitwidth < 8:
@@ -69,11 +59,35 @@ class Grid:
         axis: With `block`: the axis that blocks lie along. Without: one scale for each index of
             it. None: one scale for the whole tensor.
         block: How many neighbours along `axis` share a scale; the last block may be shorter.
+        bits: How many of the dtype's bits are made use of, if not all of them: with 7 of int8
+            numbers are from -64 to 64.
     """
 
     dtype: ir.DataType
     axis: int | None = None
     block: int | None = None
+    bits: int | None = None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest number."""
+        if self.bits is None:
+            return _LIMITS[self.dtype]
+        reach = float(1 << (self.bits - 1))
+        return -reach, reach
+
+    def nearest(self, array: Array, out: Array | None = None) -> Array:
+        """The nearest numbers, as float32: ties to even, what is outside is clipped.
+
+        Args:
+            array: In steps of the grid.
+            out: Where to write them; may be `array`.
+        """
+        made: Array = np.clip(array, *self.limits, out=out, dtype=np.float32)
+        if self.dtype == ir.DataType.FLOAT8E4M3FN:
+            return np.asarray(made.astype(ml_dtypes.float8_e4m3fn), np.float32)
+        np.rint(made, out=made)
+        return made
 
     def scale(self, array: Array, clip: Clip = "max") -> Array:
         """Scales for an array, float32, of the shape that DequantizeLinear wants.
@@ -90,7 +104,7 @@ class Grid:
         reach = np.zeros(self.scale_shape(array.shape), np.float32)
         for part, place in self._pairs(array, reach):
             _gather(np.maximum, _reach, part, place, place)
-        highest = np.float32(_LIMITS[self.dtype][1])
+        highest = np.float32(self.limits[1])
         scale = reach / highest
         with np.errstate(over="ignore"):  # a rounded-up scale may lead beyond the largest float
             is_over = np.isinf(scale * highest) & np.isfinite(reach)
@@ -108,7 +122,7 @@ class Grid:
 
         def one(part: Array, place: Array, out: Array, room: Array) -> None:
             numbers = np.divide(_float(part), place, out=room)
-            numbers = nearest(numbers, self.dtype, out=numbers)
+            numbers = self.nearest(numbers, out=numbers)
             if self.dtype.bitwidth < 8:
                 numbers = stored(numbers, self.dtype)
             np.copyto(out, numbers, casting="unsafe")
@@ -172,7 +186,7 @@ class Grid:
             unit = _float(part) / place  # in steps: squares of weights might overflow
             found = []
             for factor in _FACTORS:
-                left = nearest(unit / factor, self.dtype)
+                left = self.nearest(unit / factor)
                 left *= factor
                 left -= unit
                 found.append(np.square(left, out=left).sum(axes, np.float64, keepdims=True))

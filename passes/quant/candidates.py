@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from aigcc.cache import cache_folder
 from aigcc.ir.module import Module
+from aigcc.passes.quant.exact import fault, offered
 from aigcc.passes.quant.latency import Latencies
 from aigcc.passes.quant.memory import Memory
 from aigcc.passes.quant.placement import Scheme, schemes, table_of, weight_of
@@ -63,7 +64,10 @@ def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
         by_size: Keep schemes that only make the node smaller.
     """
     assert ctx.target is not None and ctx.samples is not None
-    known = schemes(ctx.target).values()
+    known = offered(ctx.target).values()
+    for scheme in schemes(ctx.target).values():
+        if reason := fault(scheme, ctx.target):
+            ctx.decline(None, f"{scheme.name} is not tried: {reason}")
     fixed = with_sizes(module, sample_sizes(module, next(iter(ctx.samples))))
     memory = Memory(cache_folder() / "latency.json")
     latencies = Latencies(ctx.target, ctx.threads, memory)

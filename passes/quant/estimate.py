@@ -6,10 +6,11 @@ import numpy as np
 import onnx_ir as ir
 
 from aigcc.analysis.calibration.calibrate import Calibration
-from aigcc.analysis.grids import Affine, Grid
+from aigcc.analysis.grids import Affine
 from aigcc.ir.storage.mapped import MappedTensor
 from aigcc.passes.quant.placement import Scheme, Weight
 from aigcc.passes.quant.region import RangeOf
+from aigcc.passes.quant.terms import grid_of
 
 _UNIFORM = 1 / 12  # variance of a rounding error, in steps squared
 _FLOATS = {ir.DataType.BFLOAT16: 2.0**-8, ir.DataType.FLOAT16: 2.0**-11}
@@ -44,14 +45,14 @@ def relative_noise(
 def _weight_noise(weight: Weight, scheme: Scheme) -> float:
     if scheme.weight in (*_FLOATS, ir.DataType.FLOAT8E4M3FN):
         return _float_noise(scheme.weight)
-    axis = weight.out_axis if scheme.block is None else weight.in_axis
-    grid, tensor = Grid(scheme.weight, axis, scheme.block), weight.tensor
+    grid, tensor = grid_of(weight, scheme), weight.tensor
     array = np.asarray(tensor.numpy(), np.float32)
     power = float(np.square(array).mean(dtype=np.float64))
     noise = float(np.square(grid.scale(array), dtype=np.float64).mean()) * _UNIFORM
     if isinstance(tensor, MappedTensor):
         tensor.release()
-    levels = 2.0 ** (scheme.weight.bitwidth * (scheme.weight_terms - 1))
+    bits = scheme.weight_bits or scheme.weight.bitwidth
+    levels = 2.0 ** (bits * (scheme.weight_terms - 1))
     return noise / max(power, 1e-30) / levels**2
 
 

@@ -16,7 +16,7 @@ from aigcc.analysis.calibration.cache import digest_of, digest_with
 from aigcc.analysis.calibration.calibrate import Calibration
 from aigcc.cache import cache_folder
 from aigcc.ir.module import Module
-from aigcc.passes.quant.latency import processor
+from aigcc.passes.quant.latency import machine
 from aigcc.passes.quant.memory import Memory
 from aigcc.passes.quant.quantise import Method, Place, calibrated, channels_of, ranges
 from aigcc.passes.quant.region import RangeOf, Tuning
@@ -164,7 +164,7 @@ def _store(
         sorted({repr(place.scheme) for place in places}),
         asked,
         ctx.target.runtime(),
-        processor(),
+        machine(),
         ctx.threads or os.cpu_count(),
         importlib.metadata.version("aigcc"),
         _REVISION,

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from aigcc.benchmark import interleave
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
+from aigcc.kernels import inexact
 from aigcc.options import show
 from aigcc.passes.quant.isolate import isolate, noise_for
 from aigcc.passes.quant.memory import Memory
@@ -99,7 +100,7 @@ class Latencies:
             [repr(scheme) for scheme in schemes],
             show(self.target, self.target.name, explicit=True),
             self.target.runtime(),
-            processor(),
+            machine(),
             self.threads or os.cpu_count(),
         ]
         return hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()
@@ -146,8 +147,16 @@ def _run(session: Session, feeds: Mapping[str, object]) -> object:
     return session.run(feeds)  # type: ignore[arg-type]
 
 
-def processor() -> str:
-    """The model of this machine's processor."""
+def machine() -> str:
+    """What decides how fast and how exact kernels are here: the processor, and how it multiplies.
+
+    The same model may be told to hide instructions, as virtual machines do.
+    """
+    wrong = [dataclasses.astuple(product) for product in sorted(inexact(optimise=True))]
+    return f"{_processor()} {wrong}"
+
+
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

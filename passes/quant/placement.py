@@ -92,6 +92,9 @@ class Scheme:
         even: Whether blocks have to be equally long.
         cost: The time of a product as a factor of what it is unquantised: for devices that this
             machine is not, where nothing can be timed.
+        weight_bits: How many bits of the weight's dtype are made use of; None: all of them.
+        instead_of: The scheme that it stands in for on machines whose kernels get that one wrong;
+            nobody wants it on others.
         kernels: The operators, and what their kernels want.
     """
 
@@ -105,7 +108,19 @@ class Scheme:
     block: int | None
     even: bool
     cost: float
+    weight_bits: int | None
+    instead_of: str
     kernels: Mapping[str, Kernel]
+
+    @property
+    def grid_dtype(self) -> ir.DataType:
+        """The signed dtype that weights are rounded to; unsigned ones are written 128 higher."""
+        return ir.DataType.INT8 if self.weight == ir.DataType.UINT8 else self.weight
+
+    @property
+    def weight_zero(self) -> int:
+        """The number that stands for 0 in a weight."""
+        return 128 if self.weight == ir.DataType.UINT8 else 0
 
     @property
     def is_calibrated(self) -> bool:
@@ -146,6 +161,8 @@ class Scheme:
             row.get("block"),
             row.get("even", False),
             row.get("cost", 1.0),
+            row.get("weight_bits"),
+            row.get("instead_of", ""),
             {op: Kernel(**wanted) for op, wanted in row["ops"].items()},
         )
 

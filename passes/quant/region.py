@@ -14,6 +14,7 @@ import onnx_ir as ir
 from aigcc.analysis.calibration.statistics import Channels
 from aigcc.analysis.equalise import channel_grids
 from aigcc.analysis.grids import Affine, Clip, Grid, limits
+from aigcc.exact import as_unsigned
 from aigcc.ir.module import GraphLike
 from aigcc.ir.names import Names
 from aigcc.ir.weights import constant, derive
@@ -136,7 +137,7 @@ class Regions:
         own = self._builder(node.outputs[0])
         if node.op_type == "Gather":
             term = self._weight(weight, scheme)[0]
-            result = gathered(own, node, self._numbers(shared, weight, term), term)
+            result = gathered(own, node, self._numbers(shared, weight, term, scheme), term)
         elif scheme.weight in NARROW:
             result = self._narrow(own, node, weight, scheme.weight)
         elif scheme.dynamic:
@@ -163,7 +164,7 @@ class Regions:
         without = self.tuning.split(node, scheme)
         output = self._output(node, scheme)
         terms = self._weight(weight, scheme, self.floor(node, scheme), without)
-        weights = [self._back(shared, own, weight, kernel, term, output) for term in terms]
+        weights = [self._back(shared, own, weight, scheme, kernel, term, output) for term in terms]
         values, step = [data], None
         if scheme.activation is not None:
             activations = self._activation(shared, data, node, scheme)
@@ -220,12 +221,13 @@ class Regions:
         shared: Builder,
         own: Builder,
         weight: Weight,
+        scheme: Scheme,
         kernel: Kernel,
         term: Term,
         output: _Output | None,
     ) -> ir.Value:
         """A term of a weight as its node reads it, divided by the scales of the output's grids."""
-        numbers = self._numbers(shared, weight, term)
+        numbers = self._numbers(shared, weight, term, scheme)
         key = ("weight", term, kernel.weight_zero, kernel.folded)
         if output is None and key in self._shared:
             return self._shared[key]
@@ -237,8 +239,9 @@ class Regions:
             value = self._folded(builder, numbers, scale, weight, grid)
         else:
             zero: list[ir.Value] = []
-            if kernel.weight_zero:
-                zero = [builder.constant(np.zeros(scale.shape, grid.dtype.numpy()), "zero")]
+            if kernel.weight_zero or scheme.weight_zero:
+                middle = np.full(scale.shape, scheme.weight_zero, scheme.weight.numpy())
+                zero = [builder.constant(middle, "zero")]
             step = builder.constant(scale, "scale")
             value = builder.DequantizeLinear(
                 numbers, step, *zero, axis=grid.axis, block_size=grid.block
@@ -266,11 +269,12 @@ class Regions:
         value: ir.Value = builder.Mul(floats, step)
         return value
 
-    def _numbers(self, builder: Builder, weight: Weight, term: Term) -> ir.Value:
+    def _numbers(self, builder: Builder, weight: Weight, term: Term, scheme: Scheme) -> ir.Value:
         key = ("numbers", term)
         if key not in self._shared:
-            name = f"{weight.value.name}_{term.grid.dtype.name.lower()}"
-            value = builder.constant(term.numbers, name)
+            name = f"{weight.value.name}_{scheme.weight.name.lower()}"
+            numbers = term.numbers if not scheme.weight_zero else _unsigned(term.numbers, name)
+            value = builder.constant(numbers, name)
             value.metadata_props.update(weight.value.metadata_props)
             self._shared[key] = value
         return self._shared[key]
@@ -320,7 +324,7 @@ class Regions:
             self._shared[key], self._shared[(*key, "step")] = numbers, step
             self._shared[(*key, "zero")] = zero
         numbers, step, zero = (self._shared[k] for k in (key, (*key, "step"), (*key, "zero")))
-        product = own.MatMulInteger(numbers, self._numbers(shared, weight, term), zero)
+        product = own.MatMulInteger(numbers, self._numbers(shared, weight, term, scheme), zero)
         scale = own.Mul(step, term.scale)
         result: ir.Value = own.Mul(own.Cast(product, to=int(ir.DataType.FLOAT)), scale)
         if is_narrow:
@@ -424,6 +428,16 @@ class Regions:
         if key not in self._terms or not is_above(self._terms[key][0].scale, floor):
             self._terms[key] = make_terms(weight, scheme, self.clip, floor, without)
         return self._terms[key]
+
+
+def _unsigned(numbers: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    return derive(
+        as_unsigned,
+        numbers,
+        dtype=ir.DataType.UINT8,
+        shape=tuple(numbers.shape.numpy()),
+        name=name,
+    )
 
 
 def _finite(low: Any, high: Any, dtype: ir.DataType | None) -> tuple[Any, Any]:

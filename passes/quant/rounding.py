@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.analysis.gptq import Gptq, output_error
-from aigcc.analysis.grids import Clip, Grid, nearest, stored
+from aigcc.analysis.grids import Clip, Grid, stored
 from aigcc.ir.module import Module
 from aigcc.ir.storage.scratch import Scratch
 from aigcc.passes.quant.placement import Scheme, Weight
@@ -216,9 +216,9 @@ def _unseen_error(
         places = rows[each.part.rows]
         for made_of, judge in (each.halves, each.halves[::-1]):
             if damping is None:
-                numbers = nearest(weight / steps[places], grid.dtype)
+                numbers = grid.nearest(weight / steps[places])
             else:
-                numbers = Gptq(made_of, damping=damping).round(weight, steps, places, grid.dtype)
+                numbers = Gptq(made_of, damping=damping).round(weight, steps, places, grid)
             total += float(output_error(weight - numbers * steps[places], judge).sum())
     return total
 
@@ -232,15 +232,15 @@ def _best(
     solvers: Sequence[Gptq],
 ) -> tuple[Array, Array]:
     """Numbers and scales with the least error of each output."""
-    best = nearest(matrix / scales[0][rows], grid.dtype)
+    best = grid.nearest(matrix / scales[0][rows])
     chosen, least = scales[0].copy(), np.full(matrix.shape[1], np.inf)
     for scale in scales:
-        tries = [nearest(matrix / scale[rows], grid.dtype)]
+        tries = [grid.nearest(matrix / scale[rows])]
         if solvers:
             tries.append(np.empty(matrix.shape, np.float32))
         for each, solver in zip(inputs, solvers, strict=False):
             here = each.part.rows
-            tries[1][here] = solver.round(matrix[here], scale, rows[here], grid.dtype)
+            tries[1][here] = solver.round(matrix[here], scale, rows[here], grid)
         for numbers in tries:
             left = matrix - numbers * scale[rows]
             error = cast(Array, sum(output_error(left[i.part.rows], i.all) for i in inputs))

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from aigcc.exact import open_exact
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.passes.quant.placement import Scheme, Weight
 from aigcc.passes.quant.region import PLAIN, RangeOf, Regions, Tuning
-from aigcc.runtime import OrtSession
 
 _SELECTOR = "aigcc_precision"
 
@@ -70,7 +70,7 @@ class Switch:
                 assert selector.name is not None
                 self._selectors[choice.position, scheme.name] = selector.name
                 node = _insert(made, node, branch, selector, names)
-        self._session = OrtSession(made, threads=threads)
+        self._session = open_exact(made, threads)
 
     def run(
         self, feeds: Mapping[str, npt.NDArray[Any]], chosen: Collection[tuple[int, str]]

@@ -50,9 +50,8 @@ def grid_of(weight: Weight, scheme: Scheme) -> Grid:
     """
     shape = weight.tensor.shape.numpy()
     block = None if scheme.block is None else _block(shape[weight.in_axis], len(shape), scheme)
-    if block is None:
-        return Grid(scheme.weight, weight.out_axis)
-    return Grid(scheme.weight, weight.in_axis, block)
+    axis = weight.out_axis if block is None else weight.in_axis
+    return Grid(scheme.grid_dtype, axis, block, scheme.weight_bits)
 
 
 def _block(length: int, rank: int, scheme: Scheme) -> int | None:
