@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aigcc
@@ -93,6 +93,7 @@ options = st.lists(
 )
 
 
+@settings(deadline=None)  # the first example imports the solver
 @given(st.lists(options, min_size=1, max_size=4), st.floats(0, 2))
 def test_the_fastest_mixture_within_the_bound_is_found(nodes, bound):
     feasible = [

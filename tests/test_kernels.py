@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigcc import kernels
@@ -61,6 +61,7 @@ def test_unsigned_weights_and_weights_of_7_bits_are_exact_on_every_processor(
     assert not [p for p in found if (p.first, p.second) == ("uint8", "uint8")]
 
 
+@settings(deadline=None)  # the first example measures
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["int8", "uint8"]), st.booleans())
 def test_what_is_not_named_is_exact(seed: int, second: str, optimise: bool) -> None:
     """On a processor without VNNI the kernels for uint8 by int8 are named; all others are right."""
