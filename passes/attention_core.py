@@ -12,13 +12,16 @@ import onnx_ir as ir
 from aigcc.analysis.positions import is_causal, lowest_score, same_dim
 from aigcc.ir.weights import scalar
 from aigcc.passes.heads import keys_from
-from aigcc.passes.masks import FINITE, covers, finite_mask
+from aigcc.passes.mask_rows import keeps_every_row
+from aigcc.passes.masks import FINITE, covers, finite_mask, prepared
 from aigcc.passes.sizes import size_of
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder, either
 from aigcc.pipeline.rules import Builder, Rule
 
 OPSET = 23
 """Since this version there is Attention."""
+
+_SMALLEST_SCALE = 2.0**-60
 
 _WIDER = {
     ir.DataType.FLOAT16: ir.DataType.FLOAT,
@@ -88,9 +91,12 @@ class Fuse(Rule):
     """MatMul(Softmax(MatMul(q * a, kT * b) + mask), v) -> Attention(q, k, v, mask, scale=a * b)
 
     The scale may stand on either operand or on the scores, a soft cap (`tanh(s / c) * c`) may
-    follow it, the mask may be added or chosen by Where, softmax may run in a wider type, and a
-    `Where(IsNaN(p), 0, p)` after it is what Attention does by itself: a row that is masked whole
-    attends nothing.
+    follow it, the mask may be added or chosen by Where, and softmax may run in a wider type.
+
+    A row that is masked whole with -inf is NaN on the left and 0 on the right. Where the mask is
+    not proven to have none, it gets NaN in such rows; after a `Where(IsNaN(p), 0, p)` it need not.
+    That guard also hides NaN of queries and keys, which the right side shows. The scales are
+    multiplied: products that overflow before they are scaled down, or the other way round, may not.
     """
 
     name = "attention"
@@ -115,7 +121,7 @@ class Fuse(Rule):
             capped,
         )
         softmax = op.Softmax(either(op.Cast(masked, _as="widen"), masked), _as="softmax")
-        guarded = either(op.Where(op.IsNaN(softmax), 0.0, softmax), softmax)
+        guarded = either(op.Where(op.IsNaN(softmax), 0.0, softmax, _as="guard"), softmax)
         return op.MatMul(either(op.Cast(guarded), guarded), v)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
@@ -124,8 +130,8 @@ class Fuse(Rule):
             return None
         q, v = match.q, match.v
         _check_dims(q, match.k, v)
-        if not (scale > 0 and math.isfinite(scale)):
-            raise NoMatch(f"the scale {scale:.4g} is not a positive number")
+        if not _SMALLEST_SCALE <= scale <= 1 / _SMALLEST_SCALE:
+            raise NoMatch(f"the scale {scale:.4g} is not a positive number of an ordinary size")
         mask, causal = _mask(op, match)
         inputs = [q, keys_from(op, match.k), v, mask]
         value: ir.Value = op.Attention(
@@ -209,7 +215,7 @@ def _mask(op: Builder, match: Match) -> tuple[ir.Value | None, bool]:
     _check_mask(mask, match.q.shape)
     queries, keys = match.q.shape[-2], match.k.shape[-1]
     square = same_dim(queries, keys) and covers(mask, queries, keys)
-    bias = getattr(match, "bias", None)
+    guarded, bias = hasattr(match, "guard"), getattr(match, "bias", None)
     if hasattr(match, "fill"):
         dropped = hasattr(match, "drop")
         fill = scalar(match.fill)
@@ -217,30 +223,37 @@ def _mask(op: Builder, match: Match) -> tuple[ir.Value | None, bool]:
             raise NoMatch("the scores are replaced by a number that a softmax may not ignore")
         if square and is_causal(mask, inverted=dropped):
             return None, True
-        mask = _chosen(op, mask, fill, dtype, dropped)
-    elif bias is None and square and is_causal(mask):
+        kept = keeps_every_row(mask, inverted=dropped) or (guarded and math.isinf(fill))
+        return _whole_mask(op, _chosen(op, mask, fill, dtype, dropped, kept), match), False
+    if bias is None and square and is_causal(mask):
         return None, True
-    elif mask.dtype != dtype:
+    if mask.dtype != dtype:
         raise NoMatch("the mask is added in another type than the queries have")
-    mask = finite_mask(op, mask)
     if bias is not None:
         _check_mask(bias, match.q.shape)
-        mask = op.Add(finite_mask(op, bias), mask)
+        mask = op.Add(finite_mask(op, bias), finite_mask(op, mask))
+    mask = prepared(op, mask, empty_is_nan=not guarded and not keeps_every_row(mask))
     return _whole_mask(op, mask, match), False
 
 
 def _chosen(
-    op: Builder, mask: ir.Value, fill: float, dtype: ir.DataType | None, dropped: bool
+    op: Builder,
+    mask: ir.Value,
+    fill: float,
+    dtype: ir.DataType | None,
+    dropped: bool,
+    kept: bool,
 ) -> ir.Value:
-    """A mask for scores that Where replaces by `fill`, in rows that are masked whole as well."""
-    if math.isinf(fill):
-        kept: ir.Value = op.Not(mask) if dropped else mask
-        return kept
+    """A mask for scores that Where replaces by `fill`; `kept` if no row is masked whole in vain."""
+    if kept:
+        plain: ir.Value = op.Not(mask) if dropped else mask
+        return plain
     if dtype != ir.DataType.FLOAT:
         raise NoMatch("a row that is masked whole would come out differently in this type")
-    pair = [np.array(0, np.float32), np.array(FINITE[ir.DataType.FLOAT], np.float32)]
-    value: ir.Value = op.Where(mask, *(reversed(pair) if dropped else pair))
-    return value
+    low = fill if math.isinf(fill) else FINITE[dtype]
+    pair = [np.array(0, np.float32), np.array(low, np.float32)]
+    numbers: ir.Value = op.Where(mask, *(reversed(pair) if dropped else pair))
+    return prepared(op, numbers, empty_is_nan=True) if math.isinf(fill) else numbers
 
 
 def _check_mask(mask: ir.Value, q: ir.Shape) -> None:

@@ -95,6 +95,13 @@ def vector(array: Array, length: int) -> Array:
     return np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (length,))
 
 
+def number(value: float, like: ir.Value) -> np.ndarray:
+    """A scalar of the element type of `like`."""
+    if like.dtype is None:
+        raise NoMatch("the type of its input is not known: run infer-shapes first")
+    return np.array(value, like.dtype.numpy())
+
+
 def tensor_of(value: ir.Value, what: str) -> ir.TensorProtocol:
     """The tensor of a floating-point constant.
 

@@ -1,16 +1,27 @@
-"""Masks that are added to the scores of attention."""
+"""Masks that are added to the scores of attention, and what rows that are masked whole mean."""
 
 from __future__ import annotations
 
+import math
+
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from aigcc.analysis.extents import Extents
 from aigcc.analysis.positions import same_dim
 from aigcc.ir.weights import constant, derive, scalar
+from aigcc.passes.conditions import HALVES, number
+from aigcc.pipeline.pattern import NoMatch
 from aigcc.pipeline.rules import Builder
 
-FINITE = {ir.DataType.FLOAT: -1e38, ir.DataType.FLOAT16: -6e4}
+FINITE = {
+    ir.DataType.FLOAT: -1e38,
+    ir.DataType.FLOAT16: -6e4,
+    ir.DataType.BFLOAT16: -1e38,
+    ir.DataType.DOUBLE: -1e300,
+}
 """Numbers that no softmax survives, and that are still only numbers."""
 
 _LARGEST = 1 << 24
@@ -35,19 +46,60 @@ def covers(mask: ir.Value, queries: int | ir.SymbolicDim, keys: int | ir.Symboli
     return same_dim(shape[-2], queries) and same_dim(shape[-1], keys)
 
 
-def is_finite(mask: ir.Value) -> bool:
-    """Whether it can be seen that no element of a mask is infinite."""
-    return _is_finite(mask, _DEEPEST)
+def lowest(dtype: ir.DataType | None) -> float:
+    """The lowest finite number of a type of floats; minus infinity of any other."""
+    return float(ml_dtypes.finfo(dtype.numpy()).min) if dtype in FINITE else -math.inf
 
 
-def _is_finite(value: ir.Value | None, depth: int) -> bool:
-    tensor = constant(value)
-    if tensor is not None:
-        return tensor.nbytes <= _LARGEST and bool(np.isfinite(tensor.numpy()).all())
-    node = value.producer() if value is not None else None
-    if node is None or not depth or node.op_type not in (*_KEEP_NUMBERS, "Where", "Add"):
+def prepared(op: Builder, mask: ir.Value, *, empty_is_nan: bool) -> ir.Value:
+    """A mask for Attention, whose rows mean what they mean to a sum and a softmax.
+
+    The lowest number of its type becomes a finite one, as in `finite_mask`, also where it comes
+    from an input. A row of nothing but -inf makes Attention give 0 and a softmax NaN.
+
+    Args:
+        op: Makes the nodes.
+        mask: Numbers that are added to scores.
+        empty_is_nan: Rows of nothing but -inf become rows of NaN.
+
+    Raises:
+        NoMatch: the type of the mask is not known.
+    """
+    mask = finite_mask(op, mask)
+    dtype = mask.dtype
+    if dtype not in FINITE:
+        raise NoMatch("the type of the mask is not one of floats")
+    lowest_is_finite = _may_hold_lowest(mask, Extents(), _DEEPEST)
+    if not lowest_is_finite and not empty_is_nan:
+        return mask
+    # Rows are scaled as a whole, by 1 where anything but the lowest numbers is in them.
+    wide = op.Cast(mask, to=int(ir.DataType.FLOAT)) if dtype in HALVES else mask
+    top = op.ReduceMax(wide, [-1])
+    seen, low = number(1.0, wide), number(FINITE[dtype] if lowest_is_finite else -math.inf, wide)
+    hidden = number(math.nan if empty_is_nan else 1.0, wide)
+    if lowest_is_finite:
+        factor = number(FINITE[dtype] / lowest(dtype), wide)
+        some = op.Greater(top, number(-math.inf, wide))
+        hidden = op.Where(some, factor, hidden) if empty_is_nan else factor
+    by = op.Where(op.Greater(top, low), seen, hidden)
+    by = op.Cast(by, to=int(dtype)) if dtype in HALVES else by
+    value: ir.Value = op.Mul(mask, by)
+    return value
+
+
+def _may_hold_lowest(value: ir.Value | None, extents: Extents, depth: int) -> bool:
+    """Whether the lowest number of its type may be among those of a mask."""
+    if value is None or value.dtype not in FINITE or not depth:
+        return True
+    if extents.of(value).low > lowest(value.dtype):
         return False
-    return all(_is_finite(node.inputs[place], depth - 1) for place in _numbers_of(node))
+    tensor, node = constant(value), value.producer()
+    if tensor is not None:
+        return tensor.nbytes > _LARGEST or bool((tensor.numpy() == lowest(tensor.dtype)).any())
+    if node is None or node.op_type == "Mul":
+        return True
+    sources = [node.inputs[place] for place in _numbers_of(node)]
+    return not sources or any(_may_hold_lowest(each, extents, depth - 1) for each in sources)
 
 
 def _finite(op: Builder, value: ir.Value, depth: int) -> ir.Value:
@@ -85,15 +137,13 @@ def _numbers_of(node: ir.Node) -> list[int]:
 
 
 def _replaced(op: Builder, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
-    dtype = tensor.dtype
-    lowest = np.finfo(dtype.numpy()).min
-    array = tensor.numpy()
-    if not (array == lowest).any():
+    dtype, array = tensor.dtype, tensor.numpy()
+    if not (array == lowest(dtype)).any():
         return value
     finite = dtype.numpy().type(FINITE[dtype])
 
     def replace(array: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        return np.where(array == lowest, finite, array)
+        return np.where(array == lowest(dtype), finite, array)
 
     if array.ndim == 0:
         return op.constant(replace(array))

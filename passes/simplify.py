@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
+from aigcc.analysis.extents import Extents
 from aigcc.ir.weights import read, scalar
 from aigcc.passes.conditions import keeping, same_dims
+from aigcc.passes.mask_rows import keeps_every_row
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule, RulePass
 
@@ -401,10 +404,10 @@ class ChooseWhere(Rule):
 
 
 class DropNanGuard(Rule):
-    """Where(IsNaN(s), c, s) -> s, with s = Softmax(t) and no infinity added to t
+    """Where(IsNaN(s), c, s) -> s, with s = Softmax(t) that is proven to hold no NaN
 
-    A softmax of finite numbers is never NaN. Only a row that is masked whole with -inf makes one,
-    so the guard stays wherever a mask may hold -inf.
+    A softmax is NaN where its input is, where that is infinite, and where a whole row is -inf. What
+    an input of the graph may hold is anything, and every operator from there on is followed.
     """
 
     name = "nan-guard"
@@ -414,11 +417,15 @@ class DropNanGuard(Rule):
         return op.Where(op.IsNaN(softmax), c, softmax)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
-        producer = match.t.producer()
-        if producer is None or producer.op_type not in ("MatMul", "Mul", "Div", "Cast"):
+        found = Extents().of(match.t)
+        if found.nan or found.high == math.inf:
+            raise NoMatch("what enters the softmax may hold NaN or infinity")
+        axis, t = match.softmax.attributes.get_int("axis", -1), match.t
+        is_last = t.shape is not None and axis in (-1, len(t.shape) - 1)
+        if found.low == -math.inf and not (is_last and keeps_every_row(t)):
             raise NoMatch("what enters the softmax may hold a row of -inf")
         softmax: ir.Value = match.softmax.outputs[0]
-        return softmax
+        return softmax if same_shape(match.root.outputs[0], softmax) else None
 
 
 class DropTile(Rule):

@@ -5,19 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from aigcc.ir.weights import scalar
-from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
+from aigcc.passes.conditions import number
+from aigcc.pipeline.pattern import Apply, Match, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
-
-
-def number(value: float, like: ir.Value) -> np.ndarray:
-    """A scalar of the element type of `like`."""
-    if like.dtype is None:
-        raise NoMatch("the type of its input is not known: run infer-shapes first")
-    return np.array(value, like.dtype.numpy())
 
 
 def gelu(op: Builder, x: ir.Value, *, tanh: bool) -> ir.Value:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from aigcc.passes.legal.activations import number
-from aigcc.passes.masks import FINITE, is_finite
+from aigcc.analysis.extents import Extents
+from aigcc.passes.conditions import HALVES, number
+from aigcc.passes.masks import FINITE, lowest
 from aigcc.passes.sizes import size_of
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Replacement, Rule
@@ -212,24 +213,34 @@ def _indices(op: Builder, value: ir.Value) -> ir.Value:
 def _softmax(
     op: Builder, old: _Attention, scores: ir.Value, reach: ir.Value | np.ndarray | None
 ) -> ir.Value:
-    """Softmax of masked scores, where a row that is masked whole attends nothing."""
+    """Softmax of masked scores, where a row that is masked whole attends nothing.
+
+    NaN of queries and keys stays: what is hidden is told from the mask, not from the shares.
+    """
     mask, low = old.mask, FINITE.get(scores.dtype or ir.DataType.FLOAT, -1e38)
     if mask is not None and mask.dtype == ir.DataType.BOOL:
         mask = mask if reach is None else op.And(mask, reach)
         shares = _shares(op, old, op.Where(mask, scores, number(low, scores)))
         value: ir.Value = op.Where(mask, shares, number(0.0, shares))
         return value
-    finite = mask is None or is_finite(mask)
-    if mask is not None:
-        scores = op.Add(scores, mask)
+    bias = mask
     if reach is not None:
-        low = low if finite else -math.inf
-        scores = op.Add(scores, _triangle(op, reach, scores, low=low))
-    shares = _shares(op, old, scores)
-    if finite:
+        # Numbers of the mask may be as low as any finite one: only -inf is below them.
+        triangle = _triangle(op, reach, scores, low=low if mask is None else -math.inf)
+        bias = triangle if mask is None else op.Add(mask, triangle)
+    shares = _shares(op, old, scores if bias is None else op.Add(scores, bias))
+    if mask is None or bias is None or Extents().of(mask).low > lowest(mask.dtype):
         return shares
-    guarded: ir.Value = op.Where(op.IsNaN(shares), number(0.0, shares), shares)
-    return guarded
+    seen: ir.Value = op.Where(_is_hidden(op, bias), number(0.0, shares), shares)
+    return seen
+
+
+def _is_hidden(op: Builder, bias: ir.Value) -> ir.Value:
+    """Which rows have but -inf in them, or the lowest number of the type, which counts as such."""
+    wide = op.Cast(bias, to=int(ir.DataType.FLOAT)) if bias.dtype in HALVES else bias
+    above = np.nextafter(number(lowest(bias.dtype), wide), number(0.0, wide))
+    value: ir.Value = op.Less(op.ReduceMax(wide, [-1]), np.asarray(above))
+    return value
 
 
 def _shares(op: Builder, old: _Attention, scores: ir.Value) -> ir.Value:

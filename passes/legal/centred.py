@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from aigcc.passes.legal.activations import number
+from aigcc.passes.conditions import number
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
 

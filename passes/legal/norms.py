@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from aigcc.passes.conditions import groups_of, is_all, product, same_dims, size
-from aigcc.passes.legal.activations import number
+from aigcc.passes.conditions import groups_of, is_all, number, product, same_dims, size
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
 
