@@ -210,6 +210,7 @@ def build(
 
         target = make_target(target)
     pipeline = [*_pipeline(passes, target, catalogue), *_quantisation(budget, recipe)]
+    _refuse_unused(calibration, pipeline)
     manager = PassManager(pipeline, observers=observers, check=verify != "off")
     out = Path(out)
     check_free(out, overwrite=overwrite)
@@ -335,6 +336,20 @@ def _quantisation(budget: str | None, recipe: str | Path | None) -> list[Pass]:
         Budget.parse(budget)
     assign = AssignPrecision(budget=budget or "", recipe="" if recipe is None else str(recipe))
     return [assign, InsertQdq(scheme=FULL)]
+
+
+def _refuse_unused(calibration: object, pipeline: Sequence[Pass]) -> None:
+    """Samples that nothing would read are a mistake, or the rest of a command is."""
+    from aigcc.passes.assign_precision import AssignPrecision
+    from aigcc.passes.insert_qdq import InsertQdq
+
+    readers = (AssignPrecision, InsertQdq)
+    if calibration is not None and not any(isinstance(each, readers) for each in pipeline):
+        raise CompileError(
+            "samples to calibrate on were given, and nothing is quantised",
+            at="calibration",
+            hint="give a budget or a recipe, or end the pipeline with insert-qdq",
+        )
 
 
 def _refuse_problems(target: Target, module: Module, pipeline: Sequence[Pass]) -> None:

@@ -53,10 +53,18 @@ def exact(module: Module) -> Module:
     return made
 
 
-def open_exact(module: Module, threads: int | None = None) -> OrtSession:
-    """A module in ONNX Runtime with its optimisations, but without kernels that clip here."""
+def open_exact(module: Module, threads: int | None = None, *, integers: bool = False) -> OrtSession:
+    """A module in ONNX Runtime with its optimisations, but without kernels that clip here.
+
+    Args:
+        module: The module.
+        threads: As for `OrtSession`.
+        integers: Whether what stands between Q/DQ may be rewritten to kernels of integers, which
+            round activations that no Q/DQ rounds, too; not where they would clip.
+    """
     made = exact(module)
-    return OrtSession(made, integers=not inexact_nodes(made, optimise=True), threads=threads)
+    allowed = integers and not inexact_nodes(made, optimise=True)
+    return OrtSession(made, integers=allowed, threads=threads)
 
 
 def _shift(node: ir.Node, factor: int, zero: int, builder: Builder) -> None:

@@ -20,7 +20,6 @@ from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.ir.text.facts import module_path, source_line
 from aigcc.ir.weights import is_float
-from aigcc.passes.quant.exact import fault, offered
 from aigcc.passes.quant.placement import Scheme, schemes, weight_of
 from aigcc.passes.quant.quantise import (
     FULL,
@@ -139,7 +138,8 @@ def measure_curve(module: Module, ctx: Context) -> Curve:
     """
     module = module.clone()
     infer_shapes(module.model)  # Q/DQ nodes take the types of what they round
-    known = offered(ctx.target)
+    # what stands in for another only matters on machines that clip, and here nothing is clipped
+    known = {name: s for name, s in schemes(ctx.target).items() if not s.instead_of}
     if not known:
         name = "" if ctx.target is None else ctx.target.name
         raise CompileError(
@@ -163,8 +163,6 @@ def measure_curve(module: Module, ctx: Context) -> Curve:
     exact = _Exact.run(module, ctx)
     range_of = ranges(calibrated(module, everywhere, ctx), "mse")
     noises, skipped = _alone(module, choices, known, range_of, exact.feeds[0], ctx)
-    faults = {s.name: fault(s, ctx.target) for s in schemes(ctx.target).values()}
-    skipped |= {name: reason for name, reason in faults.items() if reason}
     tried = set().union(*noises.values())
     if not tried:
         raise CompileError(
@@ -260,7 +258,7 @@ def _alone_in(
     ctx: Context,
 ) -> dict[int, float]:
     """Relative noise by position, in one scheme."""
-    switch = Switch(module, tried, range_of, threads=ctx.threads)
+    switch = Switch(module, tried, range_of, threads=ctx.threads, integers=False)
     reference = switch.run(feeds, ())
     found = {}
     for choice in tried:

@@ -20,6 +20,7 @@ from aigcc.passes.quant.placement import weight_of
 from aigcc.passes.quant.quantise import FULL, PRECISION, Method, Place
 from aigcc.passes.quant.search import search
 from aigcc.passes.quant.sensitivity import Sensitivity
+from aigcc.passes.quant.summary import BUDGET
 from aigcc.passes.quant.switch import Choice
 from aigcc.passes.quant.trial import Figures, Trials
 from aigcc.pipeline.context import Context
@@ -85,6 +86,9 @@ class AssignPrecision(Pass):
         trials = Trials(module, evidence, plain, ctx.target, ctx)
         found = search(known, sensitivity, budget, trials, ctx)
         nodes = list(module.graph)
+        for choice in known.choices:
+            if choice.position not in found.precision:
+                ctx.decline(nodes[choice.position], "full: no room for its errors", why=BUDGET)
         precision = {
             str(node.name): found.precision.get(position, FULL)
             for position, node in enumerate(nodes)

@@ -33,6 +33,7 @@ from aigcc.passes.quant.quantise import (
 from aigcc.passes.quant.region import Regions, Tuning
 from aigcc.passes.quant.rounding import Rounding
 from aigcc.passes.quant.scales import awq_scales, equal_scales, smooth_scales
+from aigcc.passes.quant.summary import holders, summarise
 from aigcc.passes.quant.terms import Key, Term, is_above, key_of, make_terms
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
@@ -93,6 +94,7 @@ class InsertQdq(Pass):
             ctx.budget = Budget.parse(_LEAST, implied_by=self.name)
         self._move_scales(module, ctx)
         found = list(places(module, self.scheme, ctx))
+        nodes = holders(module)
         for scheme in {place.scheme.name: place.scheme for place in found}.values():
             if reason := fault(scheme, ctx.target):
                 ctx.note(None, f"{scheme.name} is written as asked: {reason}")
@@ -111,7 +113,11 @@ class InsertQdq(Pass):
             tuning = dataclasses.replace(tuning, rounded=rounding.run(inside))
         if self.bias_correction:
             tuning = self._correct(module, found, regions, tuning, ctx)
+        done = {place.node for place in found}
+        why = "as the recipe says" if ctx.recipe is not None else f"{self.scheme} was asked for"
+        text = summarise(nodes, done, why, ctx.remarks)
         quantise(module, found, range_of, self._clip, ctx, tuning)
+        ctx.note(None, text, quantised=len(found))
 
     @property
     def _clip(self) -> Clip:

@@ -107,7 +107,7 @@ def test_products_between_qdq_stay_float_where_integers_would_be_clipped(
           q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)
           e = DequantizeLinear (w, s, z)  y = MatMul (d, e)
         }}""")
-    open_exact(module)
+    open_exact(module, integers=True)
     assert asked == [{"integers": False, "threads": None}]
 
 

@@ -163,6 +163,8 @@ def _latency(made: Build, jobs: int | None) -> dict[str, Any] | None:
 
 
 def _facts(made: Build, timing: dict[str, Any] | None) -> dict[str, Any]:
+    from aigcc.passes.quant.summary import summary_of
+
     manifest = made.artifact.manifest
     return {
         "artifact": str(made.artifact.folder),
@@ -172,6 +174,7 @@ def _facts(made: Build, timing: dict[str, Any] | None) -> dict[str, Any]:
         "bytes": manifest["bytes"],
         "latency": timing,
         "quality": manifest["quality"],
+        "quantisation": summary_of(manifest["remarks"]),
         "passes": [dataclasses.asdict(run) for run in made.runs],
         "facts": manifest["facts"],
     }
@@ -193,6 +196,10 @@ def _show(facts: dict[str, Any], *, numeric: bool) -> None:
             )
         )
     table(facts["target"], ["", ">before", ">after", ">after / before"], rows)
+    if facts["quantisation"]:
+        line(f"\n{facts['quantisation']}")
+        if facts["latency"] is not None and facts["latency"]["after"]["ratio_low"] > 1:
+            line("note: it did not pay: the program is slower than the model as it was")
     line()
     if facts["quality"] is None:
         reason = "this machine cannot run the artifact" if numeric else "as --verify asks"

@@ -12,8 +12,10 @@ from aigcc.ir.module import Module
 from aigcc.passes.quant.exact import fault, offered
 from aigcc.passes.quant.latency import Latencies
 from aigcc.passes.quant.memory import Memory
-from aigcc.passes.quant.placement import Scheme, schemes, table_of, weight_of
+from aigcc.passes.quant.placement import Scheme, Weight, schemes, table_of, weight_of
 from aigcc.passes.quant.quantise import FULL, obstacle
+from aigcc.passes.quant.refusals import refusal
+from aigcc.passes.quant.summary import INSIDE, LITTLE, NO_KERNEL, SLOWER, UNTIMED
 from aigcc.passes.quant.switch import Choice
 from aigcc.pipeline.context import Context
 from aigcc.targets.dims import sample_sizes, with_sizes
@@ -64,7 +66,7 @@ def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
         by_size: Keep schemes that only make the node smaller.
     """
     assert ctx.target is not None and ctx.samples is not None
-    known = offered(ctx.target).values()
+    known = list(offered(ctx.target).values())
     for scheme in schemes(ctx.target).values():
         if reason := fault(scheme, ctx.target):
             ctx.decline(None, f"{scheme.name} is not tried: {reason}")
@@ -78,29 +80,33 @@ def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
     for position, (node, sized) in enumerate(zip(module.graph, fixed.graph, strict=True)):
         weight = weight_of(node)
         if weight is None:
+            if reason := refusal(node):
+                ctx.decline(node, reason, why=NO_KERNEL)
             continue
-        fitting = [
-            scheme
-            for scheme in known
-            if not obstacle(node, weight, scheme, module.opset)
-            and (by_size or not scheme.kernels[node.op_type].folded)  # makes it smaller alone
-        ]
+        reasons = [_reason(node, weight, s, module.opset, by_size) for s in known]
+        fitting = [scheme for scheme, reason in zip(known, reasons, strict=True) if not reason]
         if not fitting:
+            ctx.decline(node, _best_reason(reasons), why=NO_KERNEL)
             continue
         ctx.progress(f"timing {node.name}", position / len(module.graph))
         measured = latencies.of(siblings[sized], imports, fitting)
         if measured is None:
-            ctx.decline(node, "it cannot be timed alone: a shape is not known")
+            ctx.decline(node, "it cannot be timed alone: a shape is not known", why=UNTIMED)
             continue
         ratios = {scheme.name: measured[scheme.name] / measured[FULL] for scheme in fitting}
         paying = tuple(s for s in fitting if by_size or ratios[s.name] < _WORTH)
         for scheme in fitting:
             if scheme not in paying:
                 ratio = ratios[scheme.name]
-                ctx.decline(node, f"not {scheme.name}: {ratio:.2f} of its time", ratio=ratio)
+                message = f"not {scheme.name}: {ratio:.2f} of its time"
+                ctx.decline(node, message, ratio=ratio, why=SLOWER)
         timed.append((Choice(position, weight, tuple(fitting)), measured))
         if paying:
             found.append((node, Choice(position, weight, paying), measured))
+    for graph in module.graphs():
+        for node in graph if graph is not module.graph else ():
+            if weight_of(node) is not None:
+                ctx.decline(node, "a search looks at the main graph alone", why=INSIDE)
     if not by_size:
         total = sum(measured[FULL] for _, _, measured in found)
         found = [entry for entry in found if _is_worth(*entry, total, ctx)]
@@ -111,6 +117,19 @@ def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
         _uniform(timed),
         dict(_tables(module, choices, known)),
     )
+
+
+def _reason(node: ir.Node, weight: Weight, scheme: Scheme, opset: int, by_size: bool) -> str:
+    """Why a search does not look at a scheme for a node; empty if it does."""
+    reason = obstacle(node, weight, scheme, opset)
+    if not reason and scheme.kernels[node.op_type].folded and not by_size:
+        return f"{scheme.name} makes {node.op_type} smaller, and not faster: see size<=0.5x"
+    return reason
+
+
+def _best_reason(reasons: Sequence[str]) -> str:
+    """What says most: a scheme without any kernel for an operator is the least of reasons."""
+    return min(dict.fromkeys(reasons), key=lambda reason: "has no kernel for" in reason)
 
 
 def _tables(
@@ -159,5 +178,6 @@ def _is_worth(
     gain = measured[FULL] - min(measured[scheme.name] for scheme in choice.schemes)
     if gain >= _LEAST * total:
         return True
-    ctx.decline(node, f"it would save {gain / total:.2%} of the time", ratio=gain / total)
+    share = gain / total
+    ctx.decline(node, f"it would save {share:.2%} of the time", ratio=share, why=LITTLE)
     return False

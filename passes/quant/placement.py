@@ -268,7 +268,7 @@ class Weight:
 def weight_of(node: ir.Node) -> Weight | None:
     """The constant that a convolution, Gemm or MatMul multiplies with; None for any other node.
 
-    And None for a transposed convolution in groups: see `refusal`.
+    And None where no kernel has a form for it: `refusals` says why.
     """
     if node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
         return None
@@ -288,15 +288,6 @@ def weight_of(node: ir.Node) -> Weight | None:
         axes = (0, 1) if _flag(node, "transB") else (1, 0)
         return Weight(value, *axes, -1, turned)
     return None
-
-
-def refusal(node: ir.Node) -> str:
-    """Why a node that multiplies with a constant has no weight here; empty for any other node."""
-    if node.op_type != "ConvTranspose" or node.attributes.get_int("group", 1) == 1:
-        return ""
-    is_constant = len(node.inputs) > 1 and constant(node.inputs[1]) is not None
-    reason = "outputs of several groups would share scales, and no runtime has an integer kernel"
-    return reason if is_constant else ""
 
 
 def table_of(node: ir.Node) -> Weight | None:

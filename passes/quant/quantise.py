@@ -23,12 +23,13 @@ from aigcc.passes.quant.placement import (
     Scheme,
     Weight,
     find_scheme,
-    refusal,
     schemes,
     table_of,
     weight_of,
 )
+from aigcc.passes.quant.refusals import refusal
 from aigcc.passes.quant.region import PLAIN, RangeOf, Regions, Tuning
+from aigcc.passes.quant.summary import INSIDE, NO_KERNEL
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.rules import remove_dead, replace_value
 from aigcc.samples import Samples
@@ -71,19 +72,20 @@ def places(module: Module, default: str, ctx: Context) -> Iterator[Place]:
                 continue
             if weight is None:
                 if reason := refusal(node):
-                    ctx.decline(node, reason)
+                    ctx.decline(node, reason, why=NO_KERNEL)
                 continue
             scheme = known.get(name) or find_scheme(name, ctx.target)
-            is_asked = PRECISION in node.metadata_props or node.op_type != "Gather"
-            if not is_asked and node.op_type not in scheme.kernels:
-                continue
-            if node.outputs[0].dtype is None or _activation(node).dtype is None:
+            if node.op_type not in scheme.kernels:
+                reason = obstacle(node, weight, scheme, module.opset)
+                ctx.decline(node, reason, why=NO_KERNEL)
+            elif node.outputs[0].dtype is None or _activation(node).dtype is None:
                 ctx.decline(node, "the types of its values are not known: see infer-shapes")
                 untyped = True
             elif graph is not module.graph and scheme.is_calibrated:
-                ctx.decline(node, "in a sub-graph or function, where no range is calibrated")
+                reason = "in a sub-graph or function, where no range is calibrated"
+                ctx.decline(node, reason, why=INSIDE)
             elif reason := obstacle(node, weight, scheme, module.opset):
-                ctx.decline(node, reason)
+                ctx.decline(node, reason, why=NO_KERNEL)
             else:
                 found.append(Place(graph, node, weight, scheme))
     if untyped and not found:

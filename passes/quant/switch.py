@@ -40,6 +40,7 @@ class Switch:
         range_of: The calibrated range of an activation.
         tuning: What else is known of activations.
         threads: For ONNX Runtime.
+        integers: Whether it may run kernels of integers, as a deployed program does.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class Switch:
         range_of: RangeOf,
         tuning: Tuning = PLAIN,
         threads: int | None = None,
+        *,
+        integers: bool = True,
     ) -> None:
         made = module.clone()
         nodes = list(made.graph)
@@ -70,7 +73,7 @@ class Switch:
                 assert selector.name is not None
                 self._selectors[choice.position, scheme.name] = selector.name
                 node = _insert(made, node, branch, selector, names)
-        self._session = open_exact(made, threads)
+        self._session = open_exact(made, threads, integers=integers)
 
     def run(
         self, feeds: Mapping[str, npt.NDArray[Any]], chosen: Collection[tuple[int, str]]
