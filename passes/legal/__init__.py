@@ -25,6 +25,7 @@ from aigcc.passes.legal.norms import (
     RmsNorm,
     SummedLayerNorm,
 )
+from aigcc.passes.legal.padding import PaddedTranspose
 from aigcc.passes.legal.rotary import Rotary
 from aigcc.pipeline.rules import Rule
 
@@ -40,6 +41,7 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     HardSwish(),
     LayerNorm(),
     Mish(),
+    PaddedTranspose(),
     QuickGelu(),
     RmsNorm(),
     Rotary(),

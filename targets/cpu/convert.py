@@ -12,6 +12,7 @@ import numpy as np
 
 from aigcc.errors import CompileError, TargetError
 from aigcc.targets.cpu.kernels import read_kernels
+from aigcc.targets.cpu.mend import read_model
 from aigcc.targets.cpu.precise import save_model
 from aigcc.targets.cpu.session import OpenVinoSession, explain
 
@@ -37,7 +38,7 @@ def lower(request: Mapping[str, Any], progress: Callable[[str, float], None]) ->
     progress("converting with OpenVINO", 0.1)
     core = openvino.Core()
     try:
-        model = core.read_model(request["source"])
+        model = read_model(core, Path(request["source"]))
     except RuntimeError as error:
         raise TargetError(
             f"OpenVINO: {explain(error)}", at=_place(str(error), request["nodes"])
@@ -67,7 +68,7 @@ def marked(source: Path) -> Path:
     import openvino
 
     path = source.with_suffix(".xml")
-    save_model(openvino.Core().read_model(source), path)
+    save_model(read_model(openvino.Core(), source), path)
     return path
 
 

@@ -45,6 +45,8 @@ _ONNX_NAMES = {
     **{f"{kind}{bits}": f"{name}int{bits}" for kind, name in (("i", ""), ("u", "u"))
        for bits in (4, 8, 16, 32, 64)},
 }  # fmt: skip
+OWN_NAMES = {name: own for own, name in _ONNX_NAMES.items()}
+"""OpenVINO's names of element types, by those of ONNX."""
 
 
 @dataclasses.dataclass(frozen=True)

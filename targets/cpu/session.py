@@ -12,6 +12,7 @@ import numpy as np
 
 from aigcc.errors import CompileError, did_you_mean
 from aigcc.target import Feeds
+from aigcc.targets.cpu.mend import read_model
 
 # Types without a numpy type of their own; OpenVINO hands out their memory as another type.
 _OWN_TYPES: dict[str, Any] = {
@@ -45,7 +46,7 @@ class OpenVinoSession:
         self._where, self._properties = str(path), dict(properties)
         self._core = openvino.Core()
         with self._explained():
-            model = self._core.read_model(path)
+            model = read_model(self._core, path)
             self._names = [port.get_any_name() for port in model.inputs]
             self._types = [port.get_element_type() for port in model.inputs]
             self._inputs = {name: i for i, port in enumerate(model.inputs) for name in port.names}

@@ -27,6 +27,9 @@ Out = TypeVar("Out")
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 # The only ops whose output dims depend on the values of floats.
 _READS_FLOATS = ("Resize", "Upsample", "Range", "OneHot")
+# ONNX adds output_padding to what auto_pad asks for, where runtimes make that size with it; and in
+# old opsets counts windows with ceil_mode that begin behind the last number.
+_OURS_FIRST = ("AveragePool", "ConvTranspose", "LpPool", "MaxPool")
 _TENSORS = (ir.TensorType, ir.SparseTensorType)
 
 
@@ -181,9 +184,13 @@ class Walk:
         if any(each is not None and 0 in each for each in dims) and _has_symbolic_dims(node):
             # ONNX's rule for Attention mistakes a symbolic dim for 0.
             dims = [each and [dim if dim != 0 else UNKNOWN for dim in each] for each in dims]
-        if any(each is None or UNKNOWN in each for each in dims) and node.op_type in STANDARD:
-            ours = _apply(STANDARD[node.op_type], site)
-            dims = [_fill(theirs, own) for theirs, own in zip(dims, ours, strict=False)]
+        is_open = any(each is None or UNKNOWN in each for each in dims)
+        if (is_open or node.op_type in _OURS_FIRST) and node.op_type in STANDARD:
+            pairs = zip(dims, _apply(STANDARD[node.op_type], site), strict=False)
+            if node.op_type in _OURS_FIRST:
+                dims = [_fill(own, theirs) for theirs, own in pairs]
+            else:
+                dims = [_fill(theirs, own) for theirs, own in pairs]
         for output, (kind, _), known in zip(node.outputs, types, dims, strict=False):
             self.merge(node, output, kind, known)
         return f"ONNX does not infer {node.op_type} of opset {site.opset}"

@@ -260,13 +260,20 @@ def _spatial(
         return [ceil_div(dim, stride) for dim, stride in zip(data, strides, strict=True)]
     if auto_pad == "VALID":
         pads = [0] * 2 * rank
-    if site.attribute("ceil_mode", 0):
-        return [UNKNOWN] * rank
     reach = [tidy(step * (size - 1) + 1) for size, step in zip(kernel, dilation, strict=True)]
-    return [
-        add(floor_div(add(data[i], pads[i], pads[rank + i], -reach[i]), strides[i]), 1)
-        for i in range(rank)
-    ]
+    free = [add(data[i], pads[i], pads[rank + i], -reach[i]) for i in range(rank)]
+    if not site.attribute("ceil_mode", 0):
+        return [add(floor_div(free[i], strides[i]), 1) for i in range(rank)]
+    counts: list[Dim] = []
+    for i, space in enumerate(free):
+        size = data[i]
+        if not isinstance(space, int) or not isinstance(size, int):
+            counts.append(UNKNOWN)
+            continue
+        count = -(-space // strides[i]) + 1
+        # a window that would begin in the padding behind is none
+        counts.append(count - (strides[i] * (count - 1) >= size + pads[i]))
+    return counts
 
 
 def convolution(weight_at: int) -> Rule:
@@ -292,23 +299,21 @@ def _transposed_convolution(site: Site) -> Sequence[Dims]:
     strides = site.attribute("strides") or [1] * rank
     if site.attribute("output_shape"):
         return [[data[0], channels, *site.attribute("output_shape")[-rank:]]]
-    if site.attribute("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
-        return [
-            [data[0], channels, *(product(pair) for pair in zip(data[2:], strides, strict=True))]
-        ]
     kernel = site.attribute("kernel_shape") or weight[2:]
     dilation = site.attribute("dilations") or [1] * rank
-    pads = site.attribute("pads") or [0] * 2 * rank
     extra = site.attribute("output_padding") or [0] * rank
+    reach = [dilation[i] * (kernel[i] - 1) + 1 + extra[i] for i in range(rank)]
+    auto_pad = site.attribute("auto_pad", "NOTSET")
+    pads = site.attribute("pads") or [0] * 2 * rank
+    if auto_pad != "NOTSET":
+        if not all(isinstance(dim, int) for dim in reach):
+            return [[data[0], channels, *[UNKNOWN] * rank]]
+        # SAME cuts down to strides * data, and adds nothing where that is more.
+        same = auto_pad != "VALID"
+        cut = [max(reach[i] - strides[i], 0) if same else 0 for i in range(rank)]
+        pads = [*cut, *[0] * rank]
     spatial = [
-        tidy(
-            strides[i] * (data[2 + i] - 1)
-            + extra[i]
-            + dilation[i] * (kernel[i] - 1)
-            + 1
-            - pads[i]
-            - pads[rank + i]
-        )
+        tidy(strides[i] * (data[2 + i] - 1) + reach[i] - pads[i] - pads[rank + i])
         for i in range(rank)
     ]
     return [[data[0], channels, *spatial]]

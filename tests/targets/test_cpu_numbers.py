@@ -1,0 +1,171 @@
+"""What OpenVINO alone would get wrong is right on cpu: for fixed sizes and for any."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aigcc.ir.module import Module
+from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import PassManager
+from aigcc.pipeline.text import parse
+from aigcc.runtime import OrtSession
+from aigcc.targets.cpu import INSTALL, Cpu
+from aigcc.targets.cpu.session import OpenVinoSession
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason=f"needs OpenVINO: {INSTALL}"
+)
+
+
+def module(text: str, opset: int = 18, ir_version: int = 10) -> Module:
+    return Module.parse(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>\ng {text}')
+
+
+def prepared(made: Module) -> Module:
+    """A module as a build for cpu would lower it."""
+    after = made.clone()
+    PassManager(parse(Cpu().pipeline())).run(after, Context(target=Cpu()))
+    assert Cpu().check(after) == []
+    return after
+
+
+def check(made: Module, tmp_path: Path, *samples: dict[str, Any], wanted: Any = None) -> None:
+    """A program for any sizes, and one for each of the samples', give what ONNX Runtime gives."""
+    after = prepared(made)
+    after.save(tmp_path / "model.onnx", external=True)
+    reference = None if wanted is not None else OrtSession(made, optimise=False)
+    properties = Cpu().properties(1)
+    anywhere = OpenVinoSession(tmp_path / "model.onnx", properties, specialise=False)
+    for feeds in samples:
+        feeds = {name: np.asarray(array) for name, array in feeds.items()}
+        expected = wanted if reference is None else reference.run(feeds)
+        here = OpenVinoSession(tmp_path / "model.onnx", properties)
+        for session in (anywhere, here):
+            given = session.run(feeds)
+            assert list(given) == list(expected)
+            for name, array in expected.items():
+                assert given[name].shape == array.shape
+                assert given[name].dtype == array.dtype
+                np.testing.assert_allclose(given[name], array, 1e-4, 1e-5, err_msg=name)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def listed(array: np.ndarray) -> str:
+    return ",".join(f"{number:.3f}" for number in array.ravel())
+
+
+@pytest.mark.parametrize("sizes", ["1,4,6,5", "N,4,6,5", "N,4,H,W"])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        'auto_pad = "SAME_UPPER", strides = [3, 2]',
+        'auto_pad = "SAME_LOWER", strides = [2, 3], dilations = [2, 1]',
+        'auto_pad = "SAME_LOWER", strides = [2, 2], output_padding = [1, 1]',
+        'auto_pad = "SAME_UPPER", strides = [2, 2], group = 2',
+        'auto_pad = "VALID", strides = [2, 2]',
+        "output_shape = [12, 9], strides = [2, 2]",
+        'output_shape = [12, 10], strides = [2, 2], auto_pad = "SAME_UPPER"',
+        "output_shape = [11, 9], strides = [2, 2], output_padding = [1, 1], group = 2",
+        "output_shape = [14, 12], strides = [2, 2]",
+    ],
+)
+def test_transposed_convolutions_are_padded_as_asked(
+    attributes: str, sizes: str, tmp_path: Path
+) -> None:
+    weight, bias = normal(4, 2, 3, 3), normal(4 if "group = 2" in attributes else 2)
+    made = module(
+        f"""(float[{sizes}] x) => (float[A,B,C,D] y)
+<float[4,2,3,3] w = {{{listed(weight)}}}, float[{bias.size}] b = {{{listed(bias)}}}>
+{{ y = ConvTranspose <{attributes}> (x, w, b) }}"""
+    )
+    others = [{"x": normal(2, 4, 7, 3)}] if sizes == "N,4,H,W" else []
+    if "output_shape" in attributes:
+        others = []
+    check(made, tmp_path, {"x": normal(1, 4, 6, 5)}, *others)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 4])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_transposed_convolutions_of_any_rank(rank: int, kernel: int, tmp_path: Path) -> None:
+    weight = normal(2, 1, *[kernel] * rank)
+    dims = ",".join(["N", "2", *"DHW"[:rank]])
+    made = module(
+        f"""(float[{dims}] x) => (y)
+<float[{",".join(map(str, weight.shape))}] w = {{{listed(weight)}}}>
+{{ y = ConvTranspose <auto_pad = "SAME_UPPER", strides = [{",".join("3" * rank)}]> (x, w) }}"""
+    )
+    check(made, tmp_path, {"x": normal(1, 2, *range(4, 4 + rank))})
+
+
+@pytest.mark.parametrize("sizes", ["1,4,6,5", "N,4,H,W"])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "kernel_shape = [2, 2], strides = [2, 2], pads = [0, 0, 1, 1]",
+        "kernel_shape = [1, 1], strides = [2, 3]",
+        "kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], dilations = [2, 2]",
+    ],
+)
+def test_windows_that_begin_in_the_padding_are_none(
+    attributes: str, sizes: str, tmp_path: Path
+) -> None:
+    made = module(
+        f"""(float[{sizes}] x) => (float[A,B,C,D] y, int64[A,B,C,D] i)
+{{ y, i = MaxPool <{attributes}, ceil_mode = 1> (x) }}"""
+    )
+    check(made, tmp_path, {"x": normal(1, 4, 6, 5)})
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_the_first_of_equal_numbers_is_taken(largest: int, tmp_path: Path) -> None:
+    made = module(
+        f"""(float[N,S] x) => (float[N,K] v, int64[N,K] i) <int64[1] k = {{7}}>
+{{ v, i = TopK <largest = {largest}> (x, k) }}"""
+    )
+    check(made, tmp_path, {"x": np.round(normal(3, 50))})
+
+
+def test_topk_inside_of_a_branch(tmp_path: Path) -> None:
+    made = module(
+        """(bool c, float[N,S] x) => (int64[N,K] y) <int64[1] k = {7}>
+{
+  y = If (c) <
+    then_branch = t () => (int64[N,K] p) { v, p = TopK (x, k) },
+    else_branch = e () => (int64[N,K] q) { u, q = TopK <largest = 0> (x, k) }
+  >
+}"""
+    )
+    x = np.round(normal(3, 50))
+    check(made, tmp_path, {"c": True, "x": x}, {"c": False, "x": x})
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.4999])
+def test_boxes_that_overlap_by_the_limit_stay(limit: float, tmp_path: Path) -> None:
+    made = module(
+        f"""(float[1,3,4] b, float[1,1,3] s) => (int64[n,3] y)
+<int64[1] m = {{3}}, float[1] t = {{{limit}}}> {{ y = NonMaxSuppression (b, s, m, t) }}"""
+    )
+    boxes = np.array([[[0, 0, 1, 1], [0, 0, 1, 0.5], [0, 0.1, 1, 1.1]]], np.float32)
+    check(made, tmp_path, {"b": boxes, "s": np.array([[[0.9, 0.75, 0.6]]], np.float32)})
+
+
+@pytest.mark.parametrize(("op", "end"), [("ReduceMax", -np.inf), ("ReduceMin", np.inf)])
+def test_infinity_is_the_end_of_all_numbers(op: str, end: float, tmp_path: Path) -> None:
+    made = module(
+        f"(float[N,S] x) => (float[N,1] y) <int64[1] a = {{1}}> {{ y = {op} (x, a) }}", 20
+    )
+    masked = np.array([[end, end], [1, end], [3e38, -3e38]], np.float32)
+    check(made, tmp_path, {"x": masked}, {"x": np.zeros((2, 0), np.float32)})
+
+
+def test_an_input_that_is_always_empty_is_one(tmp_path: Path) -> None:
+    made = module("(float[2] x, float[0] z) => (float[2] y) { y = Neg (x) }")
+    check(made, tmp_path, {"x": normal(2), "z": np.zeros(0, np.float32)})
