@@ -127,7 +127,9 @@ class AssignPrecision(Pass):
         for base in (first, *others):
             figures = Trials(module, evidence, first, base, ctx).measure({})
             if figures.ratio is None:
-                return first
+                if base is first:
+                    return first
+                continue  # it misses the budget
             shown = show(base, base.name)
             ctx.note(None, f"{shown}: {figures.ratio:.2f} times the latency of {first.name}")
             if max(figures.shares.values(), default=0.0) <= 1:

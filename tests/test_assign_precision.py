@@ -124,6 +124,12 @@ def test_one_scheme_for_all_is_measured_unless_it_is_far_from_the_budget(net, sh
             figures = {"sqnr": 25.0, "latency": latencies[len(precision)]}
             return Figures({"sqnr": 0.5 if precision else 0.0}, figures, {"latency": 1.0})
 
+        def contest(self, mixtures):
+            return [latencies[len(mixture)] for mixture in mixtures]
+
+        def confirm(self, mixture):
+            return {}
+
     found = search(known, costs, Budget.parse("sqnr>=20"), Trials(), context(net))
     assert found.precision == dict.fromkeys(range(chosen), "w8a8")
 

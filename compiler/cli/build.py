@@ -163,7 +163,7 @@ def _latency(made: Build, jobs: int | None) -> dict[str, Any] | None:
 
 
 def _facts(made: Build, timing: dict[str, Any] | None) -> dict[str, Any]:
-    from aigcc.passes.quant.summary import summary_of
+    from aigcc.passes.quant.summary import summary_of, tried
 
     manifest = made.artifact.manifest
     return {
@@ -175,6 +175,7 @@ def _facts(made: Build, timing: dict[str, Any] | None) -> dict[str, Any]:
         "latency": timing,
         "quality": manifest["quality"],
         "quantisation": summary_of(manifest["remarks"]),
+        "tried": tried(manifest["remarks"]),
         "passes": [dataclasses.asdict(run) for run in made.runs],
         "facts": manifest["facts"],
     }
@@ -198,6 +199,8 @@ def _show(facts: dict[str, Any], *, numeric: bool) -> None:
     table(facts["target"], ["", ">before", ">after", ">after / before"], rows)
     if facts["quantisation"]:
         line(f"\n{facts['quantisation']}")
+        for text in facts["tried"] if facts["quantisation"].startswith("0 of") else ():
+            line(f"  {text}")
         if facts["latency"] is not None and facts["latency"]["after"]["ratio_low"] > 1:
             line("note: it did not pay: the program is slower than the model as it was")
     line()

@@ -47,6 +47,22 @@ class Candidates:
         """Whether a Gather still reads a choice's weight as it is when the choice has a scheme."""
         return any(at == position and scheme not in fit for at, fit in self.tables.values())
 
+    def without(self, refused: Mapping[int, str]) -> Candidates:
+        """The same without the schemes that some positions cannot have."""
+
+        def left(choice: Choice) -> Choice:
+            schemes = tuple(s for s in choice.schemes if refused.get(choice.position) != s.name)
+            return dataclasses.replace(choice, schemes=schemes)
+
+        kept = [(left(c), s) for c, s in zip(self.choices, self.seconds, strict=True)]
+        kept = [(choice, seconds) for choice, seconds in kept if choice.schemes]
+        return dataclasses.replace(
+            self,
+            choices=[choice for choice, _ in kept],
+            seconds=[seconds for _, seconds in kept],
+            uniform=[choice for choice in map(left, self.uniform) if choice.schemes],
+        )
+
     def with_tables(self, precision: Mapping[int, str]) -> dict[int, str]:
         """A mixture with the Gathers that follow its products."""
         following = {

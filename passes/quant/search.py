@@ -3,49 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from aigcc.analysis.budget import QUALITY, Budget
+from aigcc.passes.quant import programme
 from aigcc.passes.quant.candidates import Candidates
-from aigcc.passes.quant.choose import Bounds, Option, choose
+from aigcc.passes.quant.choose import choose
+from aigcc.passes.quant.found import MOST, Found, describe, is_near, keeps, rank
 from aigcc.passes.quant.quantise import FULL
 from aigcc.passes.quant.sensitivity import Sensitivity
-from aigcc.passes.quant.switch import Choice
-from aigcc.passes.quant.trial import Figures, Trials
+from aigcc.passes.quant.trial import Refused, Trials
 from aigcc.pipeline.context import Context
 
 _TRIALS = 6
-_ENOUGH = 0.85  # of the budget used up is near enough to it
 _AIM = 0.92
-_MOST = 0.97  # of the budget: the program itself is calibrated on all samples
 _FAR = 4.0  # times the budget, by the sums: not worth to be measured
-_SLACK = 1 + 1e-6  # what sums lose in the integer programme
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """A mixture and what was measured of it.
-
-    Attributes:
-        precision: Scheme by position in the main graph; others stay as they are.
-        figures: Of the whole model.
-    """
-
-    precision: Mapping[int, str]
-    figures: Figures
-
-    @property
-    def used(self) -> float:
-        """The largest share of a bound on quality that is used up."""
-        return max(self.figures.shares.values(), default=0.0)
-
-    def facts(self) -> dict[str, Any]:
-        """For the recipe."""
-        figures = {k: v for k, v in self.figures.measured.items() if math.isfinite(v)}
-        ratio = self.figures.ratio
-        return figures if ratio is None else {**figures, "latency_ratio": ratio}
+_CONTENDERS = 3  # that run in turn: all of them are in memory then
+_MORE = 1.05  # times what is saved already: worth more trials
+_REFINED = 3  # trials to take fewer nodes back
 
 
 def search(
@@ -60,171 +36,202 @@ def search(
     Without a bound on quality it is the best of those that keep the others. Errors of nodes add up
     only roughly, and so do their times: after each trial the sums that are allowed are scaled by
     what the trial measured, and the programme solved again. What is lost or won between nodes no
-    sum says, so the mixture of one scheme wherever there is a kernel is measured, too.
+    sum says, so the mixture of one scheme wherever there is a kernel is measured, too. Where none
+    of them keeps the budget, nodes of the best one go back to float until it does. The fastest run
+    once more, in turn with each other and with the model as it is, before one is chosen. What the
+    runtime refuses of it, or runs in another precision, is left out, and the search goes on.
 
-    Raises:
-        CompileError: nothing that was tried keeps the budget; says by how much the best missed it.
+    Returns:
+        The best mixture; where nothing keeps the budget, the one that misses it least.
     """
-    nothing = Found({}, trials.measure({}))
-    if nothing.used > 1:
-        return nothing
-    options = [
-        _options(choice, times, sensitivity, known)
-        for choice, times in zip(known.choices, known.seconds, strict=True)
-    ]
-    kept: list[Found] = [nothing] if _keeps(nothing, budget) else []
-    missed: list[Found] = []
+    refused: list[Mapping[int, str]] = []
+    while True:
+        found = _Search(known, sensitivity, budget, trials, ctx, refused).run()
+        try:
+            wrong = trials.confirm(found.precision) if found.precision else {}
+        except Refused as error:
+            ctx.note(None, f"planned again, since it is refused: {error.what}", tried=True)
+            refused.append(found.precision)
+            continue
+        if not wrong:
+            return found
+        counts = Counter(wrong.values())
+        shown = ", ".join(f"{count} nodes in {scheme}" for scheme, count in counts.items())
+        ctx.note(None, f"planned again: the runtime computes {shown} in other types", tried=True)
+        known = known.without(wrong)
 
-    def measure(name: str, precision: Mapping[int, str]) -> Found:
-        precision = known.with_tables(precision)
-        found = Found(precision, trials.measure(precision))
-        (kept if _keeps(found, budget) else missed).append(found)
-        ctx.note(None, f"{name}: {_describe(found, budget)}")
+
+@dataclasses.dataclass
+class _Search:
+    """One search: what there is to choose from, and what has been measured of it."""
+
+    known: Candidates
+    sensitivity: Sensitivity
+    budget: Budget
+    trials: Trials
+    ctx: Context
+    refused: Sequence[Mapping[int, str]]
+    kept: list[Found] = dataclasses.field(default_factory=list)
+    missed: list[Found] = dataclasses.field(default_factory=list)
+
+    def run(self) -> Found:
+        """The best mixture, or the model as it is, or what misses the budget least."""
+        nothing = Found({}, self.trials.measure({}))
+        if nothing.used > 1:
+            return nothing
+        self._measure_uniform(nothing)
+        self._measure_mixtures(nothing)
+        self._go_back()
+        if keeps(nothing, self.budget):
+            self.kept.append(nothing)
+        if self.kept:
+            return self._choose(nothing)
+        return min(
+            self.missed or [nothing], key=lambda found: (found.used, found.figures.ratio or 1.0)
+        )
+
+    def _measure(self, name: str, precision: Mapping[int, str]) -> Found | None:
+        """A mixture as a whole; None where the runtime does not take it."""
+        precision = self.known.with_tables(precision)
+        if precision in self.refused:
+            return None
+        try:
+            found = Found(precision, self.trials.measure(precision))
+        except Refused as error:
+            self.ctx.note(None, f"{name}: refused: {error.what}", tried=True)
+            return None
+        is_kept = keeps(found, self.budget)
+        (self.kept if is_kept else self.missed).append(found)
+        text = f"{name}: {describe(found, self.budget)}"
+        self.ctx.note(None, text if is_kept else f"{text}, which is not enough", tried=True)
         return found
 
-    uniform = {choice.position: choice.schemes[0].name for choice in known.uniform}
-    is_far = budget.of(QUALITY) and _share(uniform, sensitivity) >= _FAR
-    if uniform and nothing.figures.ratio is not None and not is_far:
-        ctx.progress("measuring one scheme for all nodes", 0.0)
-        measure("one scheme for all", uniform)
-    allowed, pace = 1.0, 1.0
-    tried: set[tuple[int, ...]] = set()
-    for number in range(_TRIALS):
-        bounds = _bounds(allowed, pace, budget, nothing, options)
-        picked = choose(options, bounds)
-        if picked is None and not budget.of(["latency"]):
-            picked = choose(options, dataclasses.replace(bounds, seconds=None))
-        if picked is None or tuple(picked) in tried:
-            break
-        tried.add(tuple(picked))
-        chosen = [row[index] for row, index in zip(options, picked, strict=True)]
-        precision = {
-            choice.position: option.scheme
-            for choice, option in zip(known.choices, chosen, strict=True)
-            if option.scheme != FULL
+    def _measure_uniform(self, nothing: Found) -> None:
+        uniform = {choice.position: choice.schemes[0].name for choice in self.known.uniform}
+        is_far = self.budget.of(QUALITY) and programme.share(uniform, self.sensitivity) >= _FAR
+        if uniform and nothing.figures.ratio is not None and not is_far:
+            self.ctx.progress("measuring one scheme for all nodes", 0.0)
+            self._measure("one scheme for all", uniform)
+
+    def _measure_mixtures(self, nothing: Found) -> None:
+        budget, known = self.budget, self.known
+        options = [
+            programme.options(choice, times, self.sensitivity, known)
+            for choice, times in zip(known.choices, known.seconds, strict=True)
+        ]
+        allowed, pace = 1.0, 1.0
+        tried: set[tuple[int, ...]] = set()
+        for number in range(_TRIALS):
+            bounds = programme.bounds(allowed, pace, budget, nothing, options)
+            picked = choose(options, bounds)
+            if picked is None and not budget.of(["latency"]):
+                picked = choose(options, dataclasses.replace(bounds, seconds=None))
+            if picked is None or tuple(picked) in tried or not any(picked):
+                break
+            tried.add(tuple(picked))
+            chosen = [row[index] for row, index in zip(options, picked, strict=True)]
+            precision = {
+                choice.position: option.scheme
+                for choice, option in zip(known.choices, chosen, strict=True)
+                if option.scheme != FULL
+            }
+            self.ctx.progress(f"measuring mixture {number + 1} as a whole", number / _TRIALS)
+            found = self._measure(f"mixture {number + 1}", precision)
+            if found is None or is_near(found, nothing, budget):
+                break
+            if found.used > nothing.used:
+                room = (_AIM - nothing.used) / (found.used - nothing.used)
+                allowed = (programme.expected(chosen, nothing) or allowed) * min(room, 4.0)
+            pace = programme.pace(found, nothing, chosen, options)
+
+    def _go_back(self) -> None:
+        """Let the nodes of a mixture that cost most for what they save go back to float.
+
+        One, two, four, and so on, until the budget is kept; then as few of them as that takes. The
+        mixture is the one that misses the quality least, unless one that keeps it saves as much.
+        """
+        missed = [found for found in self.missed if found.used > MOST]
+        if not missed or not self.budget.of(QUALITY):
+            return
+        start = min(missed, key=lambda found: found.used)
+        saved = max(map(self._saved, self.kept), default=0.0)
+        if self.kept and self._saved(start) <= _MORE * saved:
+            return
+        order = self._worst_first(start.precision)
+
+        def is_enough(count: int) -> bool:
+            left = {place: start.precision[place] for place in order[count:]}
+            self.ctx.progress(f"measuring with {count} nodes back in float", count / len(order))
+            name = f"{count} nodes of it back in float" if count > 1 else "a node of it in float"
+            found = self._measure(name, left)
+            return found is not None and keeps(found, self.budget)
+
+        few, many = 0, 1
+        while many < len(order) and not is_enough(many):
+            few, many = many, min(2 * many, len(order))
+        for _ in range(_REFINED):
+            middle = (few + many) // 2
+            if middle == few:
+                break
+            few, many = (few, middle) if is_enough(middle) else (middle, many)
+
+    def _saved(self, found: Found) -> float:
+        """Seconds that the nodes of a mixture save alone."""
+        rows = zip(self.known.choices, self.known.seconds, strict=True)
+        return sum(
+            seconds[FULL] - seconds[found.precision[choice.position]]
+            for choice, seconds in rows
+            if choice.position in found.precision
+        )
+
+    def _worst_first(self, precision: Mapping[int, str]) -> list[int]:
+        """The products of a mixture by what they cost in quality for the time that they save."""
+        seconds = {
+            choice.position: times
+            for choice, times in zip(self.known.choices, self.known.seconds, strict=True)
         }
-        ctx.progress(f"measuring mixture {number + 1} as a whole", number / _TRIALS)
-        found = measure(f"mixture {number + 1}", precision)
-        if _is_near(found, nothing, budget):
-            break
-        if found.used > nothing.used:
-            room = (_AIM - nothing.used) / (found.used - nothing.used)
-            allowed = (_expected(chosen, nothing) or allowed) * min(room, 4.0)
-        pace = _pace(found, nothing, chosen, options)
-    if not kept:
-        return min(missed or [nothing], key=lambda found: (found.used, found.figures.ratio or 1.0))
-    best = min(kept, key=lambda found: _rank(found, nothing, budget))
-    if best is nothing:
-        ctx.decline(None, "no mixture that keeps the budget is faster than the model as it is")
-    return best
 
+        def worth(place: int) -> float:
+            shares = self.sensitivity.shares.get((place, precision[place]))
+            if shares is None or place not in seconds:
+                return 0.0  # it was no candidate: it does not pay
+            saved = seconds[place][FULL] - seconds[place][precision[place]]
+            return max(saved, 0.0) / max(*shares.values(), 1e-12)
 
-def _share(precision: Mapping[int, str], sensitivity: Sensitivity) -> float:
-    """How often a mixture uses up the bounds, by the sum of what is known of its nodes."""
-    rows = [sensitivity.shares.get(choice, {}).values() for choice in precision.items()]
-    return max(map(sum, zip(*(row for row in rows if row), strict=True)), default=0.0)
+        return sorted((p for p in precision if p not in self.known.tables), key=worth)
 
+    def _choose(self, nothing: Found) -> Found:
+        """The fastest of what keeps the budget, when the best run in turn."""
+        quantised = [found for found in self.kept if found is not nothing]
+        if not quantised:
+            reason = "no mixture that was tried keeps the budget"
+            reason = reason if self.missed else "no scheme pays for any node"
+            self.ctx.decline(None, f"nothing is quantised: {reason}", tried=True)
+            return nothing
 
-def _expected(chosen: Sequence[Option], nothing: Found) -> float:
-    """What a mixture's errors add up to, as a share of the room that there is for them."""
-    sums = [sum(errors) for errors in zip(*(option.errors for option in chosen), strict=True)]
-    used = nothing.figures.shares.values()
-    parts = [own / max(1 - other, 1e-9) for own, other in zip(sums, used, strict=True)]
-    return max(parts, default=0.0)
+        def badness(found: Found) -> float:
+            return rank(found, self.budget)
 
-
-def _is_near(found: Found, nothing: Found, budget: Budget) -> bool:
-    """Whether a mixture keeps the budget, and uses up nearly all of it."""
-    if not _keeps(found, budget):
-        return False
-    if budget.of(QUALITY):
-        return found.used <= nothing.used or found.used >= _ENOUGH
-    return all(
-        found.figures.measured[limit.metric]
-        >= _ENOUGH * limit.value(found.figures.original[limit.metric])
-        for limit in budget.of(["latency"])
-    )
-
-
-def _pace(
-    found: Found, nothing: Found, chosen: Sequence[Option], options: Sequence[Sequence[Option]]
-) -> float:
-    """The time that nodes were measured to save in the whole, over what they save alone."""
-    if found.figures.ratio is None:
-        return 1.0
-    alone = sum(row[0].seconds for row in options) - sum(option.seconds for option in chosen)
-    saved = nothing.figures.measured["latency"] - found.figures.measured["latency"]
-    return min(max(saved / alone, 0.25), 4.0) if alone > 0 else 1.0
-
-
-def _rank(found: Found, nothing: Found, budget: Budget) -> float:
-    """Less is better: latency, or without a bound on quality the error.
-
-    Where latency cannot be measured, more quantised nodes count as faster.
-    """
-    if not budget.of(QUALITY):
-        return -found.figures.measured.get("sqnr", 0.0)
-    if found.figures.ratio is not None:
-        return found.figures.ratio
-    return 1.0 if found is nothing else 1 / (1 + len(found.precision))
-
-
-def _options(
-    choice: Choice, seconds: Mapping[str, float], sensitivity: Sensitivity, known: Candidates
-) -> list[Option]:
-    elements, size = choice.weight.tensor.size, choice.weight.tensor.nbytes
-    plain = Option(FULL, sensitivity.none(), seconds[FULL], size)
-    return [
-        plain,
-        *(
-            Option(
-                scheme.name,
-                sensitivity.of(choice.position, scheme.name),
-                seconds[scheme.name],
-                scheme.bytes_of(elements)
-                + (size if known.keeps_table(choice.position, scheme.name) else 0),
-            )
-            for scheme in choice.schemes
-        ),
-    ]
-
-
-def _bounds(
-    allowed: float,
-    pace: float,
-    budget: Budget,
-    nothing: Found,
-    options: Sequence[Sequence[Option]],
-) -> Bounds:
-    measured, original = nothing.figures.measured, nothing.figures.original
-    room: dict[str, float] = {}
-    for limit in budget.of(["latency", "size"]):
-        too_much = measured[limit.metric] - limit.value(original[limit.metric])
-        rows = [[_cost(option, limit.metric) for option in row] for row in options]
-        saved = too_much / pace if limit.metric == "latency" else too_much
-        # where no mixture is said to be small enough, the smallest one shall be measured
-        most = max(sum(row[0] for row in rows) - saved, sum(map(min, rows)) * _SLACK)
-        room[limit.metric] = min(room.get(limit.metric, math.inf), most)
-    if not budget.of([*QUALITY, "latency"]):
-        room["latency"] = sum(row[0].seconds for row in options)  # no slower, if that can be
-    shares = tuple(allowed * max(1 - used, 0.0) for used in nothing.figures.shares.values())
-    return Bounds(shares, room.get("latency"), room.get("size"))
-
-
-def _cost(option: Option, metric: str) -> float:
-    return option.seconds if metric == "latency" else option.size
-
-
-def _keeps(found: Found, budget: Budget) -> bool:
-    """Whether a budget is kept, by a quantised model with some room for other ranges."""
-    if found.precision and found.used > _MOST:
-        return False
-    return not budget.missed(found.figures.measured, found.figures.original)
-
-
-def _describe(found: Found, budget: Budget) -> str:
-    measured = found.figures.measured
-    ratio = found.figures.ratio
-    shown = ["latency not measured" if ratio is None else f"{ratio:.2f} times the latency"]
-    shown += [f"{limit.metric} {measured[limit.metric]:.4g}" for limit in budget.limits]
-    return f"{len(found.precision)} nodes, {', '.join(shown)}"
+        ratios = None
+        best = [*sorted(quantised, key=badness)[:_CONTENDERS], nothing]
+        if self.budget.of(QUALITY):
+            self.ctx.progress("timing the best mixtures in turn", 1.0)
+            ratios = self.trials.contest([found.precision for found in best])
+        if ratios is None:
+            best = self.kept
+        else:
+            best = [found.timed(ratio) for found, ratio in zip(best, ratios, strict=True)]
+            best = [found for found in best if keeps(found, self.budget)] or best[:-1]
+        found = min(best, key=badness)
+        if found.precision:
+            self.ctx.note(None, f"taken: {describe(found, self.budget)}", tried=True)
+        else:
+            reason = "the model keeps the budget as it is, and is exact"
+            if self.budget.of(QUALITY):
+                fastest = min(map(badness, best[:-1]))
+                reason = (
+                    "the fastest mixture that keeps the budget takes "
+                    f"{fastest:.2f} times as long as the model as it is"
+                )
+            self.ctx.decline(None, f"nothing is quantised: {reason}", tried=True)
+        return found

@@ -59,6 +59,11 @@ def summary_of(remarks: Iterable[Mapping[str, Any]]) -> str:
     return lines[-1] if lines else ""
 
 
+def tried(remarks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a search tried, and what came of it, a line each."""
+    return [row["message"] for row in remarks if "tried" in row["numbers"]]
+
+
 def _holds_weight(node: ir.Node) -> bool:
     if weight_of(node) is not None:
         return True

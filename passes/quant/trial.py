@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from aigcc.analysis.damage import Damage
 from aigcc.benchmark import interleave
@@ -15,9 +18,10 @@ from aigcc.ir.slots import slots
 from aigcc.options import show
 from aigcc.passes.quant.evidence import Evidence, Fold
 from aigcc.passes.quant.quantise import FULL, PRECISION, places, quantise
+from aigcc.passes.quant.readback import read_back
 from aigcc.pipeline.context import Context
 from aigcc.runtime import OrtSession
-from aigcc.target import Session, Target
+from aigcc.target import Session, Target, node_label
 
 _SECONDS = 4.0
 
@@ -44,6 +48,10 @@ class Figures:
         return self.measured["latency"] / self.original["latency"]
 
 
+class Refused(CompileError):
+    """The runtime does not take a mixture."""
+
+
 class Trials:
     """Builds models with schemes for nodes, runs them on a target here, and measures them.
 
@@ -65,6 +73,7 @@ class Trials:
         self, module: Module, evidence: Evidence, plain: Target, target: Target, ctx: Context
     ) -> None:
         self._module, self._evidence, self._target, self._ctx = module, evidence, target, ctx
+        self._is_plain = plain == target
         self._plain = plain.open(module, ctx.threads)
         if self._plain is None and evidence.budget.of(["latency"]):
             raise CompileError(
@@ -75,47 +84,105 @@ class Trials:
         self._size = size_of(module)
 
     def measure(self, precision: Mapping[int, str]) -> Figures:
-        """Figures of the model with schemes for some positions of the main graph."""
+        """Figures of the model with schemes for some positions of the main graph.
+
+        What misses a bound on quality is not timed, unless latency has a bound as well.
+
+        Raises:
+            Refused: the runtime does not take it.
+        """
         key = json.dumps([show(self._target, self._target.name), sorted(precision.items())])
         row = self._evidence.memory.recall(key, partial(self._measure, precision))
         assert row is not None
         return Figures(**row)
+
+    def contest(self, mixtures: Sequence[Mapping[int, str]]) -> list[float] | None:
+        """Latencies as factors of the model's as it is; None where nothing can run here.
+
+        All of them run in turn with the model and with each other: what was timed apart differs by
+        more than what it is worth.
+        """
+        if self._plain is None:
+            return None
+        keys = [sorted(mixture.items()) for mixture in mixtures]
+        key = json.dumps(["contest", show(self._target, self._target.name), keys])
+        row = self._evidence.memory.recall(key, partial(self._contest, mixtures))
+        assert row is not None
+        return list(row["ratios"])
+
+    def _contest(self, mixtures: Sequence[Mapping[int, str]]) -> dict[str, list[float]]:
+        assert self._plain is not None
+        feeds = self._evidence.feeds[0]
+        programs = {"full": partial(self._plain.run, feeds)}
+        for number, mixture in enumerate(mixtures):
+            if mixture or not self._is_plain:
+                session = self._open(self._build(mixture, self._evidence.folds[0]))
+                programs[str(number)] = partial(session.run, feeds)
+        timing = interleave(programs, seconds=_SECONDS * len(programs))
+        found = [timing.get(str(number)) for number in range(len(mixtures))]
+        return {"ratios": [1.0 if each is None else each.ratio for each in found]}
+
+    def confirm(self, precision: Mapping[int, str]) -> dict[int, str]:
+        """What the program of a mixture runs in another dtype than planned: schemes by position.
+
+        Nothing where this machine cannot run it: then nothing would be learned in time.
+
+        Raises:
+            Refused: the target's compiler does not take the mixture.
+        """
+        if self._plain is None:
+            return {}
+        made = self._build(precision, self._evidence.folds[0])
+        silent = _silent(self._ctx)
+        with _scratch() as folder, _refused():
+            lowered = self._target.lower(made, folder, silent)
+        wrong, _ = read_back(made, self._target, lowered.precision)
+        positions = {node_label(node): place for place, node in enumerate(self._module.graph)}
+        return {positions[each.node]: each.scheme for each in wrong}
 
     def _measure(self, precision: Mapping[int, str]) -> dict[str, Mapping[str, float]]:
         evidence = self._evidence
         damage = Damage(evidence.budget)
         for fold in evidence.folds:
             made = self._build(precision, fold)
-            session = self._open(made)
+            with _refused():
+                session = self._open(made)
             for position in fold.judged:
                 feeds = evidence.feeds[position]
-                damage.add(feeds, evidence.expected[position], session.run(feeds))
-        measured, original = self._latency(session)
+                with _refused():
+                    outputs = session.run(feeds)
+                damage.add(feeds, evidence.expected[position], outputs)
+        shares = damage.used()
+        is_bad = max(shares.values(), default=0.0) > 1 and not evidence.budget.of(["latency"])
+        is_same = self._is_plain and not precision
+        measured, original = ({}, {}) if is_bad else self._latency(None if is_same else session)
         return {
-            "shares": damage.used(),
+            "shares": shares,
             "measured": {**damage.figures(), "size": size_of(made), **measured},
             "original": {**damage.original(), "size": self._size, **original},
         }
 
-    def _latency(self, session: Session) -> tuple[dict[str, float], dict[str, float]]:
-        """Of a program and of the model as it is, run in turn; nothing where it cannot run here."""
+    def _latency(self, session: Session | None) -> tuple[dict[str, float], dict[str, float]]:
+        """Of a program and of the model as it is, run in turn; nothing where it cannot run here.
+
+        None is the program of the model as it is.
+        """
         if self._plain is None:
             return {}, {}
         feeds = self._evidence.feeds[0]
-        timing = interleave(
-            {"full": partial(self._plain.run, feeds), "tried": partial(session.run, feeds)},
-            seconds=_SECONDS,
-        )
+        programs = {"full": partial(self._plain.run, feeds)}
+        if session is not None:
+            programs["tried"] = partial(session.run, feeds)
+        timing = interleave(programs, seconds=_SECONDS)
         seconds = timing["full"].median
-        return {"latency": seconds * timing["tried"].ratio}, {"latency": seconds}
+        ratio = timing["tried"].ratio if session is not None else 1.0
+        return {"latency": seconds * ratio}, {"latency": seconds}
 
     def _build(self, precision: Mapping[int, str], fold: Fold) -> Module:
         made = self._module.clone()
         for position, node in enumerate(made.graph):
             node.metadata_props[PRECISION] = precision.get(position, FULL)
-        silent = dataclasses.replace(
-            self._ctx, remarks=[], rewrites=type(self._ctx.rewrites)(), limit=None
-        )
+        silent = _silent(self._ctx)
         found, ranges = list(places(made, FULL, silent)), fold.ranges
         quantise(made, found, ranges.range_of, "max", silent, ranges.tuning)
         return made
@@ -123,6 +190,25 @@ class Trials:
     def _open(self, module: Module) -> Session:
         session = self._target.open(module, self._ctx.threads)
         return session or OrtSession(module, optimise=False, threads=self._ctx.threads)
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except CompileError as error:
+        raise Refused(error.what, at=error.at, hint=error.hint) from error
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="aigcc-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _silent(ctx: Context) -> Context:
+    """The same surroundings, in which nothing is said or counted."""
+    return dataclasses.replace(ctx, remarks=[], rewrites=type(ctx.rewrites)(), limit=None)
 
 
 def size_of(module: Module) -> float:

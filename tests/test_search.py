@@ -1,0 +1,183 @@
+"""What the search for precisions tries, keeps and says, with quality and latencies planted."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aigcc.analysis.budget import Budget
+from aigcc.ir.module import Module
+from aigcc.passes.quant.candidates import Candidates
+from aigcc.passes.quant.found import Found
+from aigcc.passes.quant.placement import schemes, weight_of
+from aigcc.passes.quant.search import search
+from aigcc.passes.quant.sensitivity import Sensitivity
+from aigcc.passes.quant.switch import Choice
+from aigcc.passes.quant.trial import Figures, Refused, Trials
+from aigcc.pipeline.context import Context
+
+sys.path.insert(0, str(Path(__file__).parent))
+from weighted import floats, module
+
+COUNT = 6
+Mixture = Mapping[int, str]
+
+
+def net(count: int = COUNT) -> Module:
+    body = " ".join(f"h{n + 1} = MatMul (h{n}, w{n})" for n in range(count))
+    weights = {f"w{n}": floats(4, 4, seed=n) for n in range(count)}
+    text = f"g (float[2,4] h0) => (float[2,4] h{count}) <W> {{ {body} }}"
+    return module(text, weights)
+
+
+@dataclasses.dataclass
+class Planted:
+    """Measures as it is told to.
+
+    Attributes:
+        used: How much of the budget a mixture uses up.
+        ratio: Its latency when it is timed apart.
+        again: Its latency when it is timed in turn with others.
+        wrong: What a program runs in another type.
+    """
+
+    used: Callable[[Mixture], float]
+    ratio: Callable[[Mixture], float] = lambda mixture: 1 - 0.05 * len(mixture)
+    again: Callable[[Mixture], float] | None = None
+    wrong: Callable[[Mixture], dict[int, str]] = lambda mixture: {}
+    measured: list[Mixture] = dataclasses.field(default_factory=list)
+    contests: list[Sequence[Mixture]] = dataclasses.field(default_factory=list)
+
+    def measure(self, mixture: Mixture) -> Figures:
+        self.measured.append(mixture)
+        figures = {"sqnr": 30.0, "latency": self.ratio(mixture), "size": 1.0}
+        return Figures({"sqnr": self.used(mixture)}, figures, {"latency": 1.0, "size": 1.0})
+
+    def contest(self, mixtures: Sequence[Mixture]) -> list[float]:
+        self.contests.append(mixtures)
+        return [(self.again or self.ratio)(mixture) if mixture else 1.0 for mixture in mixtures]
+
+    def confirm(self, mixture: Mixture) -> dict[int, str]:
+        return self.wrong(mixture)
+
+
+def look(
+    trials: Planted,
+    *,
+    told: float = 0.1,
+    names: Sequence[str] = ("w8a8",),
+    made: Module | None = None,
+    uniform: bool = False,
+) -> tuple[Found, str]:
+    """Search with nodes that are told to use up so much each; what was found, and said."""
+    made = made or net()
+    known = [schemes(None)[name] for name in names]
+    nodes = [weight_of(node) for node in made.graph]
+    choices = [Choice(n, w, tuple(known)) for n, w in enumerate(nodes) if w is not None]
+    seconds = [{"full": 1.0, **{name: 0.5 + 0.1 * i for i, name in enumerate(names)}}] * len(nodes)
+    every = [dataclasses.replace(c, schemes=(known[0],)) for c in choices] if uniform else []
+    costs = {
+        (choice.position, name): {"sqnr": told * (1 + 0.01 * choice.position)}
+        for choice in choices
+        for name in names
+    }
+    ctx = Context()
+    budget = Budget.parse("sqnr>=20")
+    found = search(Candidates(choices, seconds, every), Sensitivity(costs), budget, trials, ctx)  # type: ignore[arg-type]
+    return found, "\n".join(remark.message for remark in ctx.remarks)
+
+
+def test_a_mixture_that_misses_the_budget_a_little_ends_with_a_neighbour_that_keeps_it() -> None:
+    """Whatever the programme proposes is off, as where errors do not add up."""
+    trials = Planted(lambda mixture: 1.01 if len(mixture) > 9 else 0.1 * len(mixture))
+    found, said = look(trials, told=1e-6, made=net(20))
+    assert len(found.precision) == 9
+    assert "nodes of it back in float: " in said
+    assert "taken: 9 nodes, 0.55 times the latency" in said
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(0, 12))
+def test_as_few_nodes_go_back_as_it_takes(count: int, fitting: int) -> None:
+    trials = Planted(lambda mixture: 1.1 if len(mixture) > fitting else 0.5)
+    found, said = look(trials, told=1e-6, made=net(count))
+    assert len(found.precision) == min(fitting, count)
+    if not fitting:
+        assert "nothing is quantised: no mixture that was tried keeps the budget" in said
+
+
+def test_a_measured_mixture_that_keeps_the_budget_is_not_thrown_away() -> None:
+    """The model as it is seemed fast for a moment, while something else ran on the machine."""
+    trials = Planted(lambda mixture: 0.1 * len(mixture), lambda mixture: 0.8 if mixture else 0.6)
+    found, said = look(trials)
+    assert len(found.precision) == COUNT
+    assert found.figures.ratio == pytest.approx(0.8)
+    assert trials.contests
+    assert "taken: 6 nodes, 0.80 times the latency" in said
+
+
+def test_what_was_fast_for_a_moment_only_is_not_taken() -> None:
+    trials = Planted(
+        lambda mixture: 0.1 * len(mixture), lambda mixture: 0.7, again=lambda mixture: 1.04
+    )
+    found, said = look(trials)
+    assert found.precision == {}
+    assert "takes 1.04 times as long as the model as it is" in said
+    assert "mixture 1: 6 nodes, 0.70 times the latency" in said
+
+
+def test_the_best_of_several_in_one_run_is_taken() -> None:
+    trials = Planted(
+        lambda mixture: 0.1,
+        lambda mixture: 0.5 if len(mixture) == COUNT else 0.6,
+        again=lambda mixture: 0.9 if "w8a8" in mixture.values() else 0.8,
+    )
+    found, _ = look(trials, names=("w8", "w8a8"), uniform=True)
+    assert set(found.precision.values()) == {"w8"}
+
+
+def test_what_the_runtime_computes_in_another_type_is_planned_again() -> None:
+    def wrong(mixture: Mixture) -> dict[int, str]:
+        return {place: name for place, name in mixture.items() if name == "w8a8" and place < 2}
+
+    trials = Planted(lambda mixture: 0.1 * len(mixture), wrong=wrong)
+    found, said = look(trials, names=("w8a8", "w8"), uniform=True)
+    assert found.precision == {0: "w8", 1: "w8", **dict.fromkeys(range(2, COUNT), "w8a8")}
+    assert "planned again: the runtime computes 2 nodes in w8a8 in other types" in said
+
+
+def test_what_the_runtime_refuses_is_planned_again() -> None:
+    def confirm(mixture: Mixture) -> dict[int, str]:
+        if len(mixture) == COUNT:
+            raise Refused("Conv as bf16 runs in float")
+        return {}
+
+    def used(mixture: Mixture) -> float:
+        if 3 in mixture:
+            raise Refused("no kernel for it")
+        return 0.5
+
+    found, said = look(Planted(lambda mixture: 0.1 * len(mixture), wrong=confirm))
+    assert len(found.precision) < COUNT
+    assert "planned again, since it is refused: Conv as bf16 runs in float" in said
+    found, said = look(Planted(used))
+    assert found.precision == {}
+    assert "mixture 1: refused: no kernel for it" in said
+
+
+def test_figures_are_those_of_the_last_run() -> None:
+    found, _ = look(Planted(lambda mixture: 0.1, lambda mixture: 0.7, again=lambda mixture: 0.75))
+    assert found.facts()["latency_ratio"] == pytest.approx(0.75)
+
+
+def test_trials_have_what_the_search_asks_of_them() -> None:
+    asked = {name for name in vars(Planted) if not name.startswith("_")} - {
+        field.name for field in dataclasses.fields(Planted)
+    }
+    assert {name for name in vars(Trials) if not name.startswith("_")} == asked
