@@ -2,7 +2,8 @@
 
 `limits` maps an operator to alternatives, and a node must fulfil one of them. An alternative is a
 table of conditions: `inputs` and `outputs` bound how many are used; `same_shape` and `same_dtype`
-list positions of inputs that must agree; `dtypes` lists the element types of the first input; any
+list positions of inputs that must agree; `constant` lists those that no input of the module may
+change; `dtypes` lists the element types of the first input; any
 other key is an attribute with the values that it may have, where an empty list forbids it.
 """
 
@@ -13,6 +14,8 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+
+from aigcc.ir.weights import constant
 
 Limits = Sequence[Mapping[str, Any]]
 
@@ -29,6 +32,8 @@ def _unmet(node: ir.Node, conditions: Mapping[str, Any], opset: int) -> str:
             reason = _too_many(node, key, wanted)
         elif key in ("same_shape", "same_dtype"):
             reason = _differ(node, key.removeprefix("same_"), wanted)
+        elif key == "constant":
+            reason = _computed(node, wanted)
         elif key == "dtypes":
             dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
             fits = dtype is None or dtype.name.lower() in wanted
@@ -48,6 +53,13 @@ def _too_many(node: ir.Node, noun: str, most: int) -> str:
         if value is not None and (noun == "inputs" or value.uses() or value.is_graph_output())
     ]
     return "" if max(used, default=-1) < most else f"only the first {most} {noun} may be used"
+
+
+def _computed(node: ir.Node, positions: Sequence[int]) -> str:
+    for position, value in enumerate(node.inputs):
+        if position in positions and value is not None and constant(value) is None:
+            return f"its input {value.name!r} must be a constant"
+    return ""
 
 
 def _differ(node: ir.Node, what: str, positions: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from aigcc.passes.legal.activations import (
     QuickGelu,
     Square,
     Swish,
+    ThresholdedRelu,
 )
 from aigcc.passes.legal.attention import Cache, Decompose, MultiHead
 from aigcc.passes.legal.centred import CentredNorm, MeanVarianceNorm
@@ -26,7 +27,10 @@ from aigcc.passes.legal.norms import (
     SummedLayerNorm,
 )
 from aigcc.passes.legal.padding import PaddedTranspose
+from aigcc.passes.legal.recurrent import Unrolled
+from aigcc.passes.legal.resize import SpelledResize
 from aigcc.passes.legal.rotary import Rotary
+from aigcc.passes.legal.spectral import Dft, Stft
 from aigcc.pipeline.rules import Rule
 
 DECOMPOSITIONS: tuple[Rule, ...] = (
@@ -51,6 +55,11 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     LpNorm(),
     CentredNorm(),
     MeanVarianceNorm(),
+    SpelledResize(),
+    ThresholdedRelu(),
+    Unrolled(),
+    Stft(),
+    Dft(),
 )
 """Tried in this order on what a target refuses."""
 

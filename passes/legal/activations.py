@@ -149,3 +149,18 @@ class Square(Rule):
             return None
         value: ir.Value = op.Mul(match.x, match.x)
         return value
+
+
+class ThresholdedRelu(Rule):
+    """ThresholdedRelu(x) -> Where(x > alpha, x, 0)"""
+
+    name = "thresholded-relu"
+
+    def pattern(self, op: PatternBuilder, x: Any) -> Apply:
+        return op.ThresholdedRelu(x)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value:
+        x = match.x
+        alpha = number(match.root.attributes.get_float("alpha", 1.0), x)
+        value: ir.Value = op.Where(op.Greater(x, alpha), x, number(0.0, x))
+        return value

@@ -9,15 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from onnx_ir.passes.common import InlinePass
-
 from aigcc.analysis.flops import flops
 from aigcc.errors import TargetError, did_you_mean
 from aigcc.ir.module import Module
-from aigcc.ir.weights import read
 from aigcc.options import option
 from aigcc.pipeline.context import Context
-from aigcc.target import Lowered, Problem, Requirement, Session, Target, node_label
+from aigcc.target import Lowered, Problem, Requirement, Session, Target
 from aigcc.targets import worker
 from aigcc.targets.dims import with_sizes
 from aigcc.targets.jetson.example import EXAMPLE
@@ -30,7 +27,9 @@ from aigcc.targets.jetson.program import (
     NativeSession,
     Signature,
 )
+from aigcc.targets.jetson.resizes import find_wrong_resizes
 from aigcc.targets.jetson.sizes import given_sizes, refuse_dynamic, seen_sizes
+from aigcc.targets.jetson.spelling import spelt
 from aigcc.targets.jetson.toolchain import INSTALL as INSTALL_LINKER
 from aigcc.targets.jetson.toolchain import (
     INSTALL_NATIVE,
@@ -126,10 +125,8 @@ class Jetson(Target):
             )
 
     def check(self, module: Module) -> list[Problem]:
-        """Operators, types and limits of the table, and scales that the front end rounds."""
-        problems = super().check(module)
-        problems.extend(_inexact_resizes(module))
-        return problems
+        """Operators, types and limits of the table, and resizes that the front end gets wrong."""
+        return [*super().check(module), *find_wrong_resizes(module)]
 
     def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
         """Compile `model.so`, with `model.params` and the signature `model.json` beside it.
@@ -216,11 +213,9 @@ def _compile(
     progress: Callable[[str, float], None],
 ) -> dict[str, Any]:
     """Write the library, its parameters and its signature; None as a target is this machine."""
-    spelt = module.clone()
-    InlinePass()(spelt.model)  # the front end does not know functions
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         onnx = Path(scratch) / "model.onnx"
-        spelt.save(onnx)
+        spelt(module).save(onnx)
         request = {
             "onnx": str(onnx),
             "library": str(out / LIBRARY),
@@ -242,25 +237,3 @@ def _is_slow(module: Module) -> bool:
         if value.const_value
     )
     return work > _SLOW_FLOPS or weights > _LARGE_BYTES
-
-
-def _inexact_resizes(module: Module) -> list[Problem]:
-    """Resizes whose scales do not give whole sizes: there TVM samples at other places."""
-    problems = []
-    for node in module.nodes():
-        if node.op_type != "Resize" or len(node.inputs) < 3 or node.inputs[0] is None:
-            continue
-        scales, shape = read(node.inputs[2]), node.inputs[0].shape
-        if scales is None or shape is None or len(scales) != len(shape):
-            continue
-        for scale, size in zip(scales.tolist(), shape, strict=True):
-            if isinstance(size, int) and not (scale * size).is_integer():
-                problems.append(
-                    Problem(
-                        f"Resize by {scale:g} of a size of {size} gives no whole size",
-                        node_label(node),
-                        "give the Resize its sizes instead of its scales",
-                    )
-                )
-                break
-    return problems

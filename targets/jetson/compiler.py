@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from aigcc.errors import TargetError
+from aigcc.targets.jetson.faithful import keep_special_numbers
 from aigcc.targets.jetson.half import multiply_in_half
 
 Progress = Callable[[str, float], None]
@@ -76,7 +77,7 @@ def _compile(
     target = tvm.target.Target(request["target"] or _this_machine())
     with target:
         program = relax.transform.FastMathTransform()(program)
-        program = relax.get_pipeline("zero")(program)
+        program = keep_special_numbers(relax.get_pipeline("zero")(program))
         progress("generating code", 0.4)
         return program, tvm.compile(program, target=target), parameters
 
