@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.ir.weights import read
-from aigcc.passes.legal.activations import number
+from aigcc.passes.conditions import number
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
 
@@ -55,7 +55,8 @@ class SpelledResize(Rule):
         return op.Resize(x, roi, scales, sizes)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
-        y, outside = match.x, []
+        y: ir.Value = match.x
+        outside = []
         if y.dtype is None or not y.dtype.is_floating_point():
             raise NoMatch("its numbers are no floats")
         if op.opset == 10 and match.root.attributes.get_string("mode", "nearest") == "nearest":
@@ -98,24 +99,34 @@ def axes_of(match: Match, opset: int) -> list[Axis]:
         raise NoMatch("the axes that it resizes are not of known size")
     policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
     mode = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
-    parts = read(match.roi) if mode == "tf_crop_and_resize" and match.roi is not None else None
-    if sizes is not None and policy != "stretch":
-        choose = min if policy == "not_larger" else max
-        scales = [choose(size / dim for size, dim in zip(sizes, dims, strict=True))] * len(axes)
-        sizes = [math.floor(scales[0] * dim + 0.5) for dim in dims]
+    is_cropped = mode == "tf_crop_and_resize" and match.roi is not None
+    roi = read(match.roi) if is_cropped else None
+    factors, lengths = _factors(scales, sizes, dims, policy)
     made = []
     for index, (axis, dim) in enumerate(zip(axes, dims, strict=True)):
-        scale = float(_F(sizes[index] / dim if scales is None else scales[index]))
-        out = int(math.floor(_F(scale) * _F(dim)) if sizes is None else sizes[index])
-        start, end = (
-            (0.0, 1.0) if parts is None else (float(parts[index]), float(parts[index + len(axes)]))
-        )
-        made.append(Axis(axis, dim, out, scale, start, end))
+        part = (0.0, 1.0) if roi is None else (float(roi[index]), float(roi[index + len(axes)]))
+        made.append(Axis(axis, dim, lengths[index], factors[index], *part))
     changed = [axis for axis in made if axis.out != axis.size]
     # like runtimes: what keeps its size is left alone, or has a scale of 1
-    if not changed or node.attributes.get_int("antialias", 0):
+    if not changed or node.attributes.get_int("antialias", 0) == 1:
         return changed
     return [axis for axis in made if axis.scale != 1]
+
+
+def _factors(
+    scales: Array | None, sizes: Array | None, dims: list[int], policy: str
+) -> tuple[list[float], list[int]]:
+    """The scale and the size of each axis, from the one or the other."""
+    if sizes is None:
+        assert scales is not None
+        factors = [float(_F(scale)) for scale in scales]
+        pairs = zip(factors, dims, strict=True)
+        return factors, [math.floor(_F(scale) * _F(dim)) for scale, dim in pairs]
+    factors = [float(_F(size / dim)) for size, dim in zip(sizes, dims, strict=True)]
+    if policy == "stretch":
+        return factors, [int(size) for size in sizes]
+    factors = [(min if policy == "not_larger" else max)(factors)] * len(dims)
+    return factors, [math.floor(factors[0] * dim + 0.5) for dim in dims]
 
 
 def neighbours(axis: Axis, node: ir.Node, usual: str = "half_pixel") -> tuple[Array, Array, Array]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.ir.weights import read, scalar
-from aigcc.passes.legal.activations import number
+from aigcc.passes.conditions import number
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
 
