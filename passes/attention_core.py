@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from aigcc.analysis.positions import is_causal, lowest_score, same_dim
 from aigcc.ir.weights import scalar
+from aigcc.passes.conditions import FLOATS
 from aigcc.passes.heads import keys_from
+from aigcc.passes.magnitudes import are_ordinary
 from aigcc.passes.mask_rows import keeps_every_row
 from aigcc.passes.masks import FINITE, covers, finite_mask, prepared
 from aigcc.passes.sizes import size_of
@@ -20,8 +22,6 @@ from aigcc.pipeline.rules import Builder, Rule
 
 OPSET = 23
 """Since this version there is Attention."""
-
-_SMALLEST_SCALE = 2.0**-60
 
 _WIDER = {
     ir.DataType.FLOAT16: ir.DataType.FLOAT,
@@ -130,8 +130,8 @@ class Fuse(Rule):
             return None
         q, v = match.q, match.v
         _check_dims(q, match.k, v)
-        if not _SMALLEST_SCALE <= scale <= 1 / _SMALLEST_SCALE:
-            raise NoMatch(f"the scale {scale:.4g} is not a positive number of an ordinary size")
+        if scale <= 0:
+            raise NoMatch(f"the scale {scale:.4g} is not a positive number")
         mask, causal = _mask(op, match)
         inputs = [q, keys_from(op, match.k), v, mask]
         value: ir.Value = op.Attention(
@@ -155,6 +155,8 @@ def _scale(match: Match) -> float | None:
         number = plain_number(value)
         if not number:
             return None
+        if match.q.dtype not in FLOATS or not are_ordinary(np.array([number]), match.q.dtype):
+            raise NoMatch(f"the scale {number:.4g} is too far from 1 to be multiplied with another")
         result *= 1 / number if hasattr(match, divided) else number
     return result
 

@@ -1,13 +1,14 @@
 """Scales and shifts by constants move into the weights and biases next to them.
 
-New weights are derived lazily, so that no two are in memory at once.
+New weights are derived lazily, so that no two are in memory at once. Results differ by rounding,
+and a product that overflowed before it was scaled down may not any more; how large constants may be
+is in `magnitudes`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from aigcc.passes.conditions import (
     vector,
 )
 from aigcc.passes.layers import Layer
+from aigcc.passes.magnitudes import holds, largest, may_add, may_multiply, rounds
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule, RulePass
 
@@ -44,21 +46,27 @@ def _inverse(numbers: Array | None) -> Array | None:
     return None if numbers is None or not numbers.all() else 1.0 / numbers
 
 
-def _new_bias(op: Builder, layer: Layer, factors: Array | float, shift: Array | float) -> ir.Value:
-    """A new bias: the old one times `factors`, plus `shift`.
+def _new_bias(op: Builder, layer: Layer, factors: Array | float, *shifts: Array) -> ir.Value:
+    """A new bias: the old one times `factors`, plus the sum of `shifts`.
 
     Raises:
-        NoMatch: the old bias is not a constant, or not a number a channel.
+        NoMatch: the old bias is not a constant, or not a number a channel, or the terms are so
+            large that products of the layer would lose their digits among them.
     """
     old: Array | float = 0.0
     if layer.bias is not None:
         if not spreads_along(layer.bias, 1, 2, layer.outputs):
             raise NoMatch("the bias is not one number a channel")
         old = vector(tensor_of(layer.bias, "the bias").numpy(), layer.outputs)
-    dtype = layer.weight.dtype
-    if dtype not in FLOATS:
-        raise NoMatch("the type of the weight is not known")
-    bias = np.broadcast_to(old * factors + shift, (layer.outputs,))
+    dtype = layer.dtype
+    terms = np.stack([np.broadcast_to(t, (layer.outputs,)) for t in (old * factors, *shifts)])
+    bias = terms.sum(axis=0)
+    if not np.isfinite(terms).all() or np.abs(bias).max(initial=0.0) > largest(dtype):
+        raise NoMatch(f"the bias would overflow {dtype.name.lower()}")
+    opposed = ((terms > 0).any(axis=0) & (terms < 0).any(axis=0)).any()
+    scale = float(np.abs(factors).max(initial=0.0))
+    if (opposed or rounds(bias, 1.0, dtype)) and rounds(terms, layer.reach() * scale, dtype):
+        raise NoMatch("the shift is so large that it rounds what it is added to")
     return op.constant(bias.astype(dtype.numpy()), "bias")
 
 
@@ -80,7 +88,7 @@ class ScaleAfter(Rule):
             factors = _inverse(factors)
         if factors is None:
             return None
-        bias = None if layer.bias is None else _new_bias(op, layer, factors, 0.0)
+        bias = None if layer.bias is None else _new_bias(op, layer, factors)
         weight = layer.scaled_outputs(op, factors)
         return layer.rebuilt(op, match.root.outputs[0], weight=weight, bias=bias)
 
@@ -103,8 +111,9 @@ class ScaleAfterShift(Rule):
         if factors is None or shift is None:
             return None
         result = match.root.outputs[0]
+        bias = _new_bias(op, layer, factors, shift * factors)
         product = layer.rebuilt(op, result, weight=layer.scaled_outputs(op, factors))
-        made: ir.Value = op.Add(product, _new_bias(op, layer, 0.0, shift * factors), _like=result)
+        made: ir.Value = op.Add(product, bias, _like=result)
         return made
 
 
@@ -200,6 +209,8 @@ class ShiftBefore(Rule):
         shift = _numbers(match.c, layer.inputs)
         if shift is None or not layer.takes(match.x) or not layer.is_plain:
             return None
+        if rounds(shift, 1.0, layer.dtype):
+            raise NoMatch("the shift is so large that it rounds what it is added to")
         bias = layer.shifted(op, -shift if hasattr(match, "sub") else shift)
         return layer.rebuilt(op, match.root.outputs[0], x=match.x, bias=bias)
 
@@ -208,8 +219,8 @@ def _batch_norm(op: PatternBuilder, x: Any) -> Apply:
     return op.BatchNormalization(x, _more=True, _as="norm")
 
 
-def _affine(norm: ir.Node, channels: int) -> tuple[Array, Array]:
-    """The factors and the shifts, a number a channel, of a BatchNormalization in inference.
+def _affine(norm: ir.Node, channels: int) -> tuple[Array, Array, Array]:
+    """The factors and two shifts, a number a channel, of a BatchNormalization in inference.
 
     Raises:
         NoMatch: its parameters are not constants, or it is in training mode.
@@ -220,8 +231,9 @@ def _affine(norm: ir.Node, channels: int) -> tuple[Array, Array]:
     if any(found is None for found in numbers) or len(numbers) != 4:
         raise NoMatch("the parameters of BatchNormalization are not constants")
     scale, bias, mean, variance = (found for found in numbers if found is not None)
-    factors = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-    return factors, bias - mean * factors
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        factors = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+        return factors, bias, -mean * factors
 
 
 class BatchNormAfter(Rule):
@@ -236,9 +248,9 @@ class BatchNormAfter(Rule):
         layer = Layer.of(match.layer)
         if layer is None or not layer.is_plain:
             return None
-        factors, shift = _affine(match.norm, layer.outputs)
-        bias = _new_bias(op, layer, factors, shift)
+        factors, *shifts = _affine(match.norm, layer.outputs)
         weight = layer.scaled_outputs(op, factors)
+        bias = _new_bias(op, layer, factors, *shifts)
         return layer.rebuilt(op, match.root.outputs[0], weight=weight, bias=bias)
 
 
@@ -258,35 +270,34 @@ class BatchNormBefore(Rule):
             raise NoMatch("the layer is padded, and BatchNormalization shifts what it pads")
         if not layer.is_plain:
             return None
-        factors, shift = _affine(match.norm, layer.inputs)
-        bias = layer.shifted(op, shift)
+        factors, *shifts = _affine(match.norm, layer.inputs)
         weight = layer.scaled_inputs(op, factors)
+        if any(rounds(shift, 1.0, layer.dtype) for shift in shifts):
+            raise NoMatch("the mean is so large that it takes the digits of the deviation")
+        bias = layer.shifted(op, np.add(*shifts))
         return layer.rebuilt(op, match.root.outputs[0], x=match.x, weight=weight, bias=bias)
 
 
-def _merged(
-    op: Builder, like: ir.Value, formula: Callable[..., Array], *values: ir.Value
-) -> ir.Value | None:
-    """A constant made by a formula of small constants, none broadcast to more than it was."""
+def _small(*values: ir.Value) -> list[Array] | None:
+    """Small floating-point constants in double precision; None where one is something else."""
     tensors = [constant(value) for value in values]
     if any(t is None or t.dtype not in FLOATS or t.nbytes > LARGE for t in tensors):
         return None
-    arrays = [np.asarray(tensor.numpy(), np.float64) for tensor in tensors if tensor is not None]
-    shape = np.broadcast_shapes(*(array.shape for array in arrays))
-    if math.prod(shape) > max(array.size for array in arrays):
+    return [np.asarray(tensor.numpy(), np.float64) for tensor in tensors if tensor is not None]
+
+
+def _merged(op: Builder, dtype: ir.DataType, numbers: Array, *sources: Array) -> ir.Value | None:
+    """A constant made of others, none broadcast to more than it was, that the type holds."""
+    if numbers.size > max(array.size for array in sources) or not holds(numbers, dtype):
         return None
-    assert like.dtype is not None
-    with np.errstate(divide="ignore", over="ignore"):
-        exact = np.asarray(formula(*arrays))
-        rounded = exact.astype(like.dtype.numpy())
-    # A product may leave the range of the type where its factors, one after the other, did not.
-    if not (np.isfinite(exact) & np.isclose(rounded.astype(np.float64), exact, 1e-2, 0.0)).all():
-        return None
-    return op.constant(rounded, "merged")
+    return op.constant(numbers.astype(dtype.numpy()), "merged")
 
 
 class MergeScales(Rule):
-    """(x · a) · b  ->  x · (a · b), for constants; division alike"""
+    """(x · a) · b  ->  x · (a · b), for constants; division alike
+
+    Where x · a may overflow, or loses digits that b brings back into sight, both stay.
+    """
 
     name = "scales"
 
@@ -295,23 +306,27 @@ class MergeScales(Rule):
         return [op.Mul(times, b), op.Mul(over, b), op.Div(times, b), op.Div(over, b)]
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
-        result = match.root.outputs[0]
-        if result.dtype not in FLOATS:
+        result, constants = match.root.outputs[0], _small(match.a, match.b)
+        if result.dtype not in FLOATS or constants is None:
             return None
-        first, second = hasattr(match, "times"), match.root.op_type == "Mul"
-
-        def factor(a: Array, b: Array) -> Array:
-            return np.multiply(a if first else 1.0 / a, b if second else 1.0 / b)
-
-        merged = _merged(op, result, factor, match.a, match.b)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            a = constants[0] if hasattr(match, "times") else 1.0 / constants[0]
+            b = constants[1] if match.root.op_type == "Mul" else 1.0 / constants[1]
+            product = np.asarray(a * b)
+        merged = _merged(op, result.dtype, product, a, b)
         if merged is None:
             return None
+        if not may_multiply(match.x, a, b, result.dtype):
+            raise NoMatch("the product between may leave the range of its type")
         made: ir.Value = op.Mul(match.x, merged, _like=result)
         return made
 
 
 class MergeShifts(Rule):
-    """(x + a) + b  ->  x + (a + b), for constants; subtraction alike"""
+    """(x + a) + b  ->  x + (a + b), for constants; subtraction alike
+
+    Where a + b is much smaller than a, both stay: x + a - a rounds x.
+    """
 
     name = "shifts"
 
@@ -320,20 +335,22 @@ class MergeShifts(Rule):
         return [op.Add(plus, b), op.Add(minus, b), op.Sub(plus, b), op.Sub(minus, b)]
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
-        result = match.root.outputs[0]
-        if result.dtype not in FLOATS:
+        result, constants = match.root.outputs[0], _small(match.a, match.b)
+        if result.dtype not in FLOATS or constants is None:
             return None
-        first = 1.0 if hasattr(match, "plus") else -1.0
-        second = 1.0 if match.root.op_type == "Add" else -1.0
-        merged = _merged(op, result, lambda a, b: first * a + second * b, match.a, match.b)
+        a = constants[0] if hasattr(match, "plus") else -constants[0]
+        b = constants[1] if match.root.op_type == "Add" else -constants[1]
+        merged = _merged(op, result.dtype, np.asarray(a + b), a, b)
         if merged is None:
             return None
+        if not may_add(a, b, result.dtype):
+            raise NoMatch("a shift is so large that it may round what it is added to")
         made: ir.Value = op.Add(match.x, merged, _like=result)
         return made
 
 
 class MergeAffine(Rule):
-    """(x · a + b) · c  ->  x · (a · c) + b · c, for constants"""
+    """(x · a + b) · c  ->  x · (a · c) + b · c, for constants of ordinary sizes"""
 
     name = "affine"
 
@@ -341,13 +358,16 @@ class MergeAffine(Rule):
         return op.Mul(op.Add(op.Mul(x, a), b), c)
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
-        result = match.root.outputs[0]
-        if result.dtype not in FLOATS or constant(match.x) is not None:
+        result, constants = match.root.outputs[0], _small(match.a, match.b, match.c)
+        if result.dtype not in FLOATS or constants is None or constant(match.x) is not None:
             return None
-        factor = _merged(op, result, np.multiply, match.a, match.c)
-        shift = _merged(op, result, np.multiply, match.b, match.c)
+        a, b, c = constants
+        factor = _merged(op, result.dtype, np.asarray(a * c), a, c)
+        shift = _merged(op, result.dtype, np.asarray(b * c), b, c)
         if factor is None or shift is None:
             return None
+        if not may_multiply(match.x, a, c, result.dtype) or rounds(b, 1.0, result.dtype):
+            raise NoMatch("the sum between may leave the range of its type, or round")
         made: ir.Value = op.Add(op.Mul(match.x, factor, _like=result), shift, _like=result)
         return made
 

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from aigcc.analysis.positions import is_causal, same_dim
 from aigcc.ir.weights import read
 from aigcc.passes.attention_core import OPSET, EinsumToMatMul, Fuse, SwapLastTwo, plain_number
+from aigcc.passes.conditions import FLOATS
 from aigcc.passes.heads import joined, same_rows
+from aigcc.passes.magnitudes import are_ordinary
 from aigcc.passes.masks import covers
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Replacement, Rule, RulePass
@@ -48,6 +51,8 @@ class ScaleInside(Rule):
         number, scale = plain_number(match.c), match.root.attributes.get("scale")
         if number is None or scale is None or number * scale.as_float() <= 0:
             return None
+        if match.q.dtype not in FLOATS or not are_ordinary(np.array([number]), match.q.dtype):
+            raise NoMatch(f"the scale {number:.3g} is too far from 1 to be multiplied with another")
         q, k = (
             op.Transpose(value, perm=getattr(match, turn).attributes["perm"].as_ints())
             if hasattr(match, turn)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
+from aigcc.analysis.extent import extent_of
 from aigcc.ir.module import Module
 from aigcc.ir.weights import constant
 from aigcc.options import option
@@ -23,6 +24,7 @@ from aigcc.passes.conditions import (
     spreads_along,
     unshared,
 )
+from aigcc.passes.magnitudes import are_ordinary, largest, resolution, smallest
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
@@ -44,6 +46,9 @@ class MatMulAddToGemm(Rule):
             return None
         if match.x.dtype not in FLOATS or not spreads_along(match.b, 1, 2, columns):
             return None
+        bias = constant(match.b)
+        if bias is not None and extent_of(bias).reach * resolution(match.x.dtype) >= 1:
+            raise NoMatch("what is added is so large that it rounds each product")
         made: ir.Value = op.Gemm(match.x, match.w, match.b, _like=match.root.outputs[0])
         return made
 
@@ -110,6 +115,11 @@ def _times(op: Builder, value: ir.Value, factor: float, what: str) -> ir.Value:
     if factor == 1.0:
         return value
     tensor = unshared(value, f"the {what}")
+    reach = extent_of(tensor).reach * abs(factor)
+    if not are_ordinary(np.array([factor]), tensor.dtype) or reach > largest(tensor.dtype):
+        raise NoMatch(f"{factor:.3g} times the {what} may leave the range of its type")
+    if 0 < reach < 4 * smallest(tensor.dtype):
+        raise NoMatch(f"{factor:.3g} times the {what} is too small for its type")
     shape = tuple(tensor.shape.numpy())
     return computed(
         op, lambda x: x * x.dtype.type(factor), tensor, like=tensor, shape=shape, name=what

@@ -17,6 +17,7 @@ from aigcc.ir.module import Module
 from aigcc.ir.weights import constant, read, scalar
 from aigcc.passes.conditions import (
     FLOATS,
+    Array,
     computed,
     groups_of,
     is_all,
@@ -28,6 +29,7 @@ from aigcc.passes.conditions import (
     trailing_axes,
     vector,
 )
+from aigcc.passes.magnitudes import holds, may_add
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.pattern import Apply, Either, Match, NoMatch, PatternBuilder, either
@@ -229,8 +231,23 @@ def _times(op: Builder, scale: ir.Value, factor: ir.Value) -> ir.Value:
     if is_all(scale, 1.0):
         return factor
     a, b = tensor_of(scale, "the scale"), tensor_of(factor, "the factor")
+    _check_range(_numbers(a) * _numbers(b), a.dtype)
     shape = tuple(a.shape.numpy())
     return computed(op, np.multiply, a, b, like=a, shape=shape, name="scale")
+
+
+def _numbers(tensor: ir.TensorProtocol) -> Array:
+    return tensor.numpy().astype(np.float64)
+
+
+def _check_range(numbers: Array, dtype: ir.DataType) -> None:
+    """See to it that a new scale or bias keeps its digits.
+
+    Raises:
+        NoMatch: it does not.
+    """
+    if not holds(numbers, dtype):
+        raise NoMatch(f"the new constant would leave the range of {dtype.name.lower()}")
 
 
 @dataclasses.dataclass
@@ -315,6 +332,7 @@ class GroupNormScale(Rule):
 
         def scaled(value: ir.Value, name: str) -> ir.Value:
             tensor = tensor_of(value, f"the {name} of GroupNormalization")
+            _check_range(_numbers(tensor) * vector(factor.numpy(), channels), tensor.dtype)
             return computed(
                 op,
                 lambda a, f: a * vector(f, channels),
@@ -345,11 +363,14 @@ class GroupNormBias(Rule):
         if x.shape is None or channels is None or not spreads_along(c, 1, len(x.shape), channels):
             return None
         tensor = tensor_of(match.b, "the bias of GroupNormalization")
+        shift = tensor_of(c, "the bias per channel")
+        if not may_add(_numbers(tensor), vector(shift.numpy(), channels), tensor.dtype):
+            raise NoMatch("a bias is so large that it may round what it is added to")
         bias = computed(
             op,
             lambda a, b: a + vector(b, channels),
             tensor,
-            tensor_of(c, "the bias per channel"),
+            shift,
             like=tensor,
             shape=(channels,),
             name="bias",

@@ -8,7 +8,10 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from aigcc.ir.storage.mapped import MappedTensor
+from aigcc.ir.weights import constant
 from aigcc.passes.conditions import (
+    FLOATS,
     Array,
     computed,
     keeping,
@@ -19,6 +22,7 @@ from aigcc.passes.conditions import (
     unshared,
     vector,
 )
+from aigcc.passes.magnitudes import are_ordinary, largest, smallest
 from aigcc.pipeline.pattern import NoMatch
 from aigcc.pipeline.rules import Builder
 
@@ -126,7 +130,7 @@ class Layer:
         """A new weight that gives each output channel times its factor.
 
         Raises:
-            NoMatch: the weight is not a constant, is shared, or would overflow.
+            NoMatch: the weight is not a constant, is shared, or would leave the range of its type.
         """
         return self._scaled(op, factors.reshape(self.groups, -1, 1, 1))
 
@@ -134,25 +138,65 @@ class Layer:
         """A new weight that takes each input channel times its factor.
 
         Raises:
-            NoMatch: the weight is not a constant, is shared, or would overflow.
+            NoMatch: the weight is not a constant, is shared, or would leave the range of its type.
         """
         return self._scaled(op, factors.reshape(self.groups, 1, -1, 1))
 
     def _scaled(self, op: Builder, factors: Array) -> ir.Value:
         tensor = unshared(self.weight, "the weight")
         shape = tuple(tensor.shape.numpy())
-        largest = float(np.abs(factors).max())
-        if not math.isfinite(largest):
-            raise NoMatch("a factor is not finite")
-        if tensor.dtype == ir.DataType.FLOAT16:
-            largest *= float(np.abs(tensor.numpy()).max())
-            if largest > float(np.finfo(np.float16).max):
-                raise NoMatch("the weight would overflow float16")
+        self._check_scaled(tensor, factors)
 
         def scale(weight: Array) -> Array:
             return self.fold(self.unfold(weight) * factors.astype(weight.dtype), shape)
 
         return computed(op, scale, tensor, like=tensor, shape=shape, name="weight")
+
+    def _check_scaled(self, tensor: ir.TensorProtocol, factors: Array) -> None:
+        if not np.isfinite(factors).all():
+            raise NoMatch("a factor is not finite")
+        if not are_ordinary(factors, tensor.dtype):
+            raise NoMatch("a factor is too far from 1 to be multiplied with anything else")
+        axes = tuple(axis for axis in range(4) if factors.shape[axis] == 1 and axis)
+        sizes = self._sizes(tensor, axes)
+        if float(sizes.max(initial=0.0)) > math.sqrt(largest(tensor.dtype)):
+            raise NoMatch("the weight is so large that its products may overflow before a scale")
+        most = float((sizes * np.abs(factors)).max(initial=0.0))
+        if most > largest(tensor.dtype):
+            raise NoMatch(f"the weight would overflow {tensor.dtype.name.lower()}")
+        if 0 < most < 4 * smallest(tensor.dtype):
+            raise NoMatch(f"the weight would be too small for {tensor.dtype.name.lower()}")
+
+    def _sizes(self, tensor: ir.TensorProtocol, axes: tuple[int, ...]) -> Array:
+        """The largest size of a weight's elements along some axes of the unfolded form."""
+        view = self.unfold(tensor.numpy())
+        high, low = (f(view, axis=axes, keepdims=True, initial=0) for f in (np.max, np.min))
+        if isinstance(tensor, MappedTensor):
+            tensor.release()
+        sizes: Array = np.maximum(high.astype(np.float64), -low.astype(np.float64))
+        return sizes
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The type of the weight.
+
+        Raises:
+            NoMatch: it is not one of floats.
+        """
+        if self.weight.dtype not in FLOATS:
+            raise NoMatch("the type of the weight is not known")
+        return self.weight.dtype
+
+    def reach(self) -> float:
+        """How large products are for inputs of about 1, which computed weights are taken for."""
+        tensor = constant(self.weight)
+        if tensor is None:
+            return 1.0
+        view = self.unfold(tensor.numpy())
+        sums = np.abs(view.astype(np.float32)).sum(axis=(2, 3), dtype=np.float64)
+        if isinstance(tensor, MappedTensor):
+            tensor.release()
+        return float(sums.max(initial=0.0))
 
     def shifted(self, op: Builder, shift: Array) -> ir.Value:
         """A new bias that makes up for a shift of each input channel, where `is_unpadded`.
