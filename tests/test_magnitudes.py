@@ -47,7 +47,7 @@ def both(module: Module, x: npt.NDArray[np.generic]) -> tuple[Array, Array]:
     return old, new
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(*[st.sampled_from(each) for each in (["Mul", "Div"], SCALES, ["Mul", "Div"], SCALES)])
 def test_scales(first: str, a: float, second: str, b: float) -> None:
     x = np.array(NUMBERS, np.float32)
@@ -56,7 +56,7 @@ def test_scales(first: str, a: float, second: str, b: float) -> None:
     np.testing.assert_allclose(new, old, rtol=4 * EPS, atol=1e-25)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(*[st.sampled_from(each) for each in (["Add", "Sub"], SHIFTS, ["Add", "Sub"], SHIFTS)])
 def test_shifts(first: str, a: float, second: str, b: float) -> None:
     x = np.array(NUMBERS, np.float32)
@@ -159,7 +159,7 @@ def layers(draw: st.DrawFn) -> Module:
     return module
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(layers(), st.integers(0, 99))
 def test_layers(module: Module, seed: int) -> None:
     (value,) = module.inputs
