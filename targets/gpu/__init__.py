@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +21,7 @@ from aigcc.targets import worker
 from aigcc.targets.gpu import builder
 from aigcc.targets.gpu.example import EXAMPLE
 from aigcc.targets.gpu.faults import find_faults
-from aigcc.targets.gpu.kernels import Kernel, read_table, summarise
+from aigcc.targets.gpu.kernels import Kernel, computed_in, read_table, summarise
 from aigcc.targets.gpu.profiles import make_profiles, parse_ranges
 
 ENGINE = "model.engine"
@@ -30,6 +30,8 @@ KERNELS = "kernels.json"
 INSTALL = "pip install tensorrt-rtx==1.7.1.116"
 
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
+_MULTIPLY = _PRODUCTS | {"Attention", "Conv", "ConvTranspose", "Einsum"}
+_FLOATS = ("float", "float16", "bfloat16")
 _SHOWN_NODES = 4
 
 
@@ -154,13 +156,18 @@ class Gpu(Target):
             return _write_recipe(module, out, request, ctx)
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             onnx = Path(scratch) / ONNX
-            module.save(onnx)
+            _with_names(module).save(onnx)
             paths = {"onnx": str(onnx), "engine": str(out / ENGINE)}
             result = _build(module, request | paths, ctx)
         kernels = read_table(result["table"])
         table = [dataclasses.asdict(kernel) for kernel in kernels]
         (out / KERNELS).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
+        products = {node_label(node) for node in module.nodes() if node.op_type in _MULTIPLY}
+        found = computed_in(kernels)
+        precision = {name: dtype for name, dtype in found.items() if name in products}
         self._remark(kernels, ctx)
+        for node in _left_in_float(module, precision):
+            ctx.note(node, f"reads quantised numbers, and runs in {precision[node_label(node)]}")
         if not kernels:
             ctx.note(None, "the builder listed no kernels, so no precision was read back")
         for warning in result["warnings"]:
@@ -170,7 +177,7 @@ class Gpu(Target):
             **request,
             "kernels": summarise(kernels),
         }
-        return Lowered((ENGINE, KERNELS), ENGINE, facts)
+        return Lowered((ENGINE, KERNELS), ENGINE, facts, precision)
 
     def session(self, folder: Path, entry: str, threads: int | None = None) -> None:
         """None: engines run on the device, through `example.py`."""
@@ -198,6 +205,32 @@ class Gpu(Target):
             if kernel.multiplies and kernel.computes_in == "float":
                 nodes = ", ".join(kernel.nodes[:_SHOWN_NODES]) or kernel.name
                 ctx.note(None, f"{nodes}: runs in float32, not in float16")
+
+
+def _with_names(module: Module) -> Module:
+    """A copy in which every node has the name that its kernel will be found by."""
+    named = module.clone()
+    for node in named.nodes():
+        node.name = node_label(node)
+    return named
+
+
+def _left_in_float(module: Module, precision: Mapping[str, str]) -> list[ir.Node]:
+    """Products between DequantizeLinear that have no kernel of integers or of 8 bits."""
+    return [
+        node
+        for node in module.nodes()
+        if node.op_type in (*_PRODUCTS, "Conv")
+        and precision.get(node_label(node)) in _FLOATS
+        and all(_is_dequantised(value) for value in node.inputs[:2])
+    ]
+
+
+def _is_dequantised(value: ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        return _is_dequantised(producer.inputs[0])
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _lacking(architectures: Sequence[str], table: Capabilities) -> dict[str, list[str]]:

@@ -94,6 +94,16 @@ def summarise(kernels: Sequence[Kernel]) -> dict[str, Any]:
     }
 
 
+def computed_in(kernels: Sequence[Kernel]) -> dict[str, str]:
+    """The element types that products are computed in, by node; with what is fused to them."""
+    found: dict[str, str] = {}
+    for kernel in kernels:
+        if kernel.multiplies:
+            for node in kernel.nodes:
+                found.setdefault(node, kernel.computes_in)
+    return found
+
+
 def _dtypes(section: str) -> tuple[str, ...]:
     return tuple(_ONNX_NAMES.get(name, name.lower()) for name in _DATATYPE.findall(section))
 

@@ -25,7 +25,7 @@ from aigcc.target import Capabilities, check_against
 from aigcc.targets import worker
 from aigcc.targets.gpu import ENGINE, INSTALL, KERNELS, ONNX, Gpu
 from aigcc.targets.gpu.example import EXAMPLE
-from aigcc.targets.gpu.kernels import read_table, summarise
+from aigcc.targets.gpu.kernels import computed_in, read_table, summarise
 
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason=f"needs TensorRT-RTX: {INSTALL}"
@@ -253,6 +253,7 @@ def test_wrong_options_are_explained(
 def test_the_table_of_kernels_is_read() -> None:
     move, product = read_table(TABLE)
     assert (move.inputs, move.outputs, move.nodes) == (("float",), ("float16",), ("cast",))
+    assert computed_in([move, product]) == {"mm": "float16", "act": "float16"}
     assert (product.weights, product.nodes) == (("float16",), ("mm", "act"))
     assert summarise([move, product]) == {
         "total": 2,
@@ -269,6 +270,7 @@ def test_an_engine_is_built_and_its_precision_read_back(tmp_path: Path) -> None:
     lowered = target.lower(in_float16(generator()), tmp_path, ctx)
     assert set(lowered.files) == {ENGINE, KERNELS} == {path.name for path in tmp_path.iterdir()}
     assert lowered.facts["kernels"]["products"] == {"float16": 3}
+    assert lowered.precision == dict.fromkeys(("h", "c", "v_fp16"), "float16")
     assert not any("runs in float32" in remark.message for remark in ctx.remarks)
     kernels = json.loads((tmp_path / KERNELS).read_text("utf-8"))
     assert len(kernels) == lowered.facts["kernels"]["total"]
@@ -281,6 +283,22 @@ def test_a_product_left_in_float32_is_remarked(tmp_path: Path) -> None:
     lowered = Gpu().lower(generator(), tmp_path, ctx)
     assert lowered.facts["kernels"]["products"] == {"float": 3}
     assert any("runs in float32, not in float16" in remark.message for remark in ctx.remarks)
+
+
+@needs_library
+@pytest.mark.parametrize("scale", ["float", "float[1]"])
+def test_quantised_products_are_read_back(scale: str, tmp_path: Path) -> None:
+    weights = ",".join(str(index % 7 - 3) for index in range(64 * 32))
+    made = module(f"""g (float[1,16,64] x) => (float[1,16,32] y)
+<{scale} s = {{0.03}}, {scale.replace("float", "int8")} o = {{0}},
+ float t = {{0.01}}, int8 p = {{0}}, int8[64,32] w = {{{weights}}}>
+{{ a = QuantizeLinear (x, s, o) b = DequantizeLinear (a, s, o) v = DequantizeLinear (w, t, p)
+   [product] y = MatMul (b, v) }}""")
+    ctx = Context()
+    lowered = Gpu(precision="fp32", architectures=("sm89",)).lower(made, tmp_path, ctx)
+    is_int8 = lowered.precision == {"product": "int8"}
+    said = "reads quantised numbers, and runs in float" in str(ctx.remarks)
+    assert is_int8 != said
 
 
 @needs_library
