@@ -14,6 +14,7 @@ from aigcc.analysis.extents import Extents
 from aigcc.ir.weights import read, scalar
 from aigcc.passes.conditions import keeping, same_dims
 from aigcc.passes.mask_rows import keeps_every_row
+from aigcc.passes.scalar_grids import ScalarGrid
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule, RulePass
 
@@ -474,4 +475,5 @@ class Simplify(RulePass):
         ChooseWhere(),
         DropNanGuard(),
         DropTile(),
+        ScalarGrid(),
     )

@@ -13,15 +13,18 @@ import pytest
 
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
+from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.ir.verify import verify
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import region
 from aigcc.passes.quant.placement import find_scheme, weight_of
 from aigcc.passes.quant.region import Regions, Tuning
 from aigcc.passes.quant.terms import Term, make_terms
+from aigcc.passes.simplify import Simplify
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.rules import remove_dead, replace_value
+from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
 from aigcc.targets.mobile import Mobile
 
@@ -172,3 +175,22 @@ def test_ranges_at_run_time_are_found_in_float32(outliers: dict[str, np.ndarray]
     if outliers:
         feeds["x"][:, 3] *= 40
     assert sqnr(before, after, feeds)["y"] > 35
+
+
+@pytest.mark.parametrize("opset", [13, 19, 21])
+@pytest.mark.parametrize("zero", ["", ", z", ", o"])
+def test_one_scale_in_a_list_is_a_scalar(opset: int, zero: str) -> None:
+    made = Module.parse(f"""<ir_version: 10, opset_import: ["" : {opset}]>
+        g (float[2,3,4] x) => (float[2,3,4] y)
+        <float[1] s = {{0.5}}, uint8[1] z = {{7}}, uint8 o = {{7}}> {{
+          q = QuantizeLinear <axis = 2> (x, s{zero})  y = DequantizeLinear <axis = 2> (q, s{zero})
+        }}""")
+    infer_shapes(made.model)
+    before = made.clone()
+    PassManager([Simplify()]).run(made, Context())
+    verify(made.model)
+    grids = [value for node in made.graph for value in node.inputs[1:] if value is not None]
+    assert [len(value.shape) for value in grids] == [0] * len(grids)
+    x = floats(2, 3, 4)
+    old, new = (OrtSession(m, optimise=False).run({"x": x})["y"] for m in (before, made))
+    np.testing.assert_array_equal(old, new)
