@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from aigcc.ir.module import Module
 from aigcc.synthetic import choose_dims, count_tokens, input_shape, recipe
+from aigcc.targets.examples import READ_INPUTS
 
 _PROGRAM = '''\
 """Runs {entry} once: python example.py [NAME=FILE.npy ...]
@@ -27,6 +28,8 @@ PROPERTIES = {{
 }}
 
 
+{read_inputs}
+
 def to_tensor(port, array):
     tensor = ov.Tensor(port.get_element_type(), ov.Shape(array.shape))
     tensor.data[...] = array.view(tensor.data.dtype)
@@ -37,9 +40,7 @@ random = np.random.default_rng(0)
 inputs = {{
 {inputs}
 }}
-for text in sys.argv[1:]:
-    name, _, file = text.partition("=")
-    inputs[name] = np.load(file)
+inputs |= read_inputs({{name: array.dtype for name, array in inputs.items()}})
 
 core = ov.Core()
 network = core.read_model(Path(__file__).parent / "{entry}")
@@ -75,6 +76,7 @@ def example_for(module: Module, entry: str, properties: Mapping[str, Any]) -> st
         lines.append(f"    {value.name!r}: {source}.astype({owner}.{name}),")
     return _PROGRAM.format(
         entry=entry,
+        read_inputs=READ_INPUTS,
         more=" ml_dtypes" if len(imports) > 2 else "",
         imports="\n".join(sorted(imports)),
         properties="\n".join(f'    "{key}": {value!r},' for key, value in properties.items()),

@@ -19,7 +19,7 @@ from aigcc.pipeline.context import Context
 from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, node_label
 from aigcc.targets import worker
 from aigcc.targets.gpu import builder
-from aigcc.targets.gpu.example import EXAMPLE
+from aigcc.targets.gpu.example import example_for
 from aigcc.targets.gpu.faults import find_faults
 from aigcc.targets.gpu.kernels import Kernel, computed_in, read_table, summarise
 from aigcc.targets.gpu.profiles import make_profiles, parse_ranges
@@ -185,7 +185,7 @@ class Gpu(Target):
 
     def example(self, module: Module, entry: str) -> str:
         """Runs the engine once on inputs of its best shapes; needs a GPU and PyTorch."""
-        return EXAMPLE
+        return example_for(module)
 
     def _check_architectures(self) -> None:
         known = self.can.facts["architectures"]

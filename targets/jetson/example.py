@@ -1,5 +1,9 @@
 """The program that an artifact for Jetson boards carries along."""
 
+from __future__ import annotations
+
+from aigcc.targets.examples import READ_INPUTS
+
 EXAMPLE = '''\
 """Runs model.so once: python example.py [NAME=FILE.npy ...]
 
@@ -19,10 +23,16 @@ import tvm
 from tvm import relax
 
 
+{read_inputs}
+
 def main() -> None:
     folder = Path(__file__).parent
-    given = {name: np.load(file) for name, file in (text.split("=", 1) for text in sys.argv[1:])}
     signature = json.loads((folder / "model.json").read_text())
+    shapes = {item["name"]: tuple(item["shape"]) for item in signature["inputs"]}
+    given = read_inputs({item["name"]: item["dtype"] for item in signature["inputs"]})
+    for name, array in given.items():
+        if array.shape != shapes[name]:
+            sys.exit(f"input {name!r} is {array.shape}, and was compiled for {shapes[name]}")
     weights = tvm.runtime.load_param_dict_from_file(str(folder / "model.params"))
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(folder / "model.so")), tvm.cpu())
     inputs = [
@@ -37,4 +47,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-'''
+'''.replace("{read_inputs}", READ_INPUTS)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from aigcc.ir.module import Module
 from aigcc.synthetic import choose_dims, count_tokens, input_shape, recipe, symbols
+from aigcc.targets.examples import READ_INPUTS
 
 _PROGRAM = '''\
 """Runs {entry} once: python example.py [NAME=FILE.npy ...]
@@ -19,14 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+
+
+{read_inputs}
 {sizes}
 random = np.random.default_rng(0)
 inputs = {{
 {inputs}
 }}
-for text in sys.argv[1:]:
-    name, _, file = text.partition("=")
-    inputs[name] = {load}
+{take}
 
 model = Path(__file__).parent / "{entry}"
 options = ort.SessionOptions()
@@ -69,13 +71,22 @@ def example_for(module: Module, entry: str) -> str:
     plain = all(value.dtype in _NUMPY for value in (*module.inputs, *module.outputs))
     total = count_tokens(module, sizes)
     lines = [_input(value, sizes, total, plain=plain) for value in module.inputs]
-    array = "np.load(file)"
+    take = "inputs |= read_inputs({name: array.dtype for name, array in inputs.items()})"
+    if not plain:
+        dtypes = {
+            value.name: _numpy_name(value.dtype or ir.DataType.FLOAT) for value in module.inputs
+        }
+        take = (
+            f"for name, array in read_inputs({dtypes!r}).items():\n"
+            "    inputs[name] = ort.OrtValue.ortvalue_from_numpy(array)"
+        )
     return _PROGRAM.format(
         entry=entry,
         sizes="".join(f"\n{_variable(name, sizes)} = {size}" for name, size in sizes.items())
         + ("\n" if sizes else ""),
         inputs="\n".join(lines),
-        load=array if plain else f"ort.OrtValue.ortvalue_from_numpy({array})",
+        take=take,
+        read_inputs=READ_INPUTS,
         run="run" if plain else "run_with_ort_values",
         shape="np.shape(output)" if plain else "output.shape()",
     )

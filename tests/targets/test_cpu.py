@@ -322,7 +322,10 @@ def test_types_that_numpy_lacks(tmp_path: Path) -> None:
     assert (y == -x).all()
     program = Cpu().example(made, lowered.entry)
     (tmp_path / "example.py").write_text(program, "utf-8")
-    subprocess.run([sys.executable, "example.py"], cwd=tmp_path, check=True, capture_output=True)
+    command = [sys.executable, "example.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([*command, "y=x.npy"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr.startswith("there is no input 'y'; the inputs are x")
 
 
 @needs_library

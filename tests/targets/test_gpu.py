@@ -24,7 +24,6 @@ from aigcc.samples import load_samples
 from aigcc.target import Capabilities, check_against
 from aigcc.targets import worker
 from aigcc.targets.gpu import ENGINE, INSTALL, KERNELS, ONNX, Gpu
-from aigcc.targets.gpu.example import EXAMPLE
 from aigcc.targets.gpu.kernels import computed_in, read_table, summarise
 
 needs_library = pytest.mark.skipif(
@@ -350,8 +349,30 @@ print([name for name in {names} if not parser.supports_operator(name)])
     assert done.stdout.strip() == "[]"
 
 
-def test_the_example_is_a_program() -> None:
-    compile(EXAMPLE, "example.py", "exec")
+STAND_IN = """
+class DataType:
+    FLOAT = HALF = BF16 = INT8 = INT32 = INT64 = BOOL = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("zz=z.npy", "there is no input 'zz'; the inputs are z"),
+        ("z=y.npy", "there is no file 'y.npy' for the input 'z'"),
+        ("z=z.npy", "no NVIDIA GPU is found here"),
+    ],
+)
+def test_the_example_says_what_is_wrong(argument: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(Gpu().example(generator(), ENGINE), "utf-8")
+    (tmp_path / "tensorrt_rtx.py").write_text(STAND_IN, "utf-8")
+    (tmp_path / ENGINE).write_bytes(b"")
+    np.save(tmp_path / "z.npy", np.zeros((1, 16), np.float32))
+    done = subprocess.run(
+        [sys.executable, "example.py", argument], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(words), done.stderr
 
 
 CHILD = """

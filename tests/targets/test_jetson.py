@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -255,6 +256,17 @@ def test_a_program_for_this_machine_equals_onnx_runtime(
     monkeypatch.setattr(sys, "argv", [str(example), f"z={tmp_path / 'z.npy'}"])
     runpy.run_path(str(example), run_name="__main__")
     assert "image (3, 3, 8, 8)" in capsys.readouterr().out
+    np.save(tmp_path / "wide.npy", feeds["z"].astype(np.float64))
+    np.save(tmp_path / "short.npy", feeds["z"][:1])
+    for argument, words in (
+        ("zz=z.npy", "there is no input 'zz'"),
+        (f"z={tmp_path / 'y.npy'}", "there is no file"),
+        (f"z={tmp_path / 'wide.npy'}", "is float64, and has to be float32"),
+        (f"z={tmp_path / 'short.npy'}", "was compiled for (3, 16)"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(example), argument])
+        with pytest.raises(SystemExit, match=re.escape(words)):
+            runpy.run_path(str(example), run_name="__main__")
 
 
 @needs_runner

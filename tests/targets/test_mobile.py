@@ -245,6 +245,16 @@ def test_the_example_names_its_dims_and_takes_files(tmp_path: Path) -> None:
         command, cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
     assert printed.splitlines()[:2] == ["y tensor(bfloat16) [1, 3]", "k tensor(bool) [5]"]
+    np.save(tmp_path / "numbers.npy", np.ones(5, np.int64))
+    for argument, words in (
+        ("mm=m.npy", "there is no input 'mm'; the inputs are x, z, m, w"),
+        ("m=n.npy", "there is no file 'n.npy'"),
+        ("m=numbers.npy", "input 'm' is int64, and has to be bool"),
+    ):
+        done = subprocess.run(
+            [*command[:2], argument], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 1 and done.stderr.startswith(words)
 
 
 def test_what_the_table_prefers_is_known_to_legalize() -> None:
