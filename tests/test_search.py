@@ -7,20 +7,29 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigcc.analysis.budget import Budget
+from aigcc.analysis.recipe import Recipe
 from aigcc.ir.module import Module
+from aigcc.passes.assign_precision import AssignPrecision
+from aigcc.passes.insert_qdq import InsertQdq
+from aigcc.passes.quant import trial
 from aigcc.passes.quant.candidates import Candidates
 from aigcc.passes.quant.found import Found
-from aigcc.passes.quant.placement import schemes, weight_of
+from aigcc.passes.quant.placement import Scheme, schemes, weight_of
+from aigcc.passes.quant.quantise import obstacle
 from aigcc.passes.quant.search import search
 from aigcc.passes.quant.sensitivity import Sensitivity
 from aigcc.passes.quant.switch import Choice
 from aigcc.passes.quant.trial import Figures, Refused, Trials
 from aigcc.pipeline.context import Context
+from aigcc.pipeline.manager import PassManager
+from aigcc.samples import load_samples
+from aigcc.targets import make_target
 
 sys.path.insert(0, str(Path(__file__).parent))
 from weighted import floats, module
@@ -181,3 +190,50 @@ def test_trials_have_what_the_search_asks_of_them() -> None:
         field.name for field in dataclasses.fields(Planted)
     }
     assert {name for name in vars(Trials) if not name.startswith("_")} == asked
+
+
+# --- opsets
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_bfloat16_is_offered_from_the_opset_on_that_has_it(op: str) -> None:
+    text = f"g (float[1,4,8,8] x) => (float[1,4,?,?] y) <W> {{ y = {op} (x, w) }}"
+    scheme = Scheme.read("bf16", {"weight": "bfloat16", "activation": "bfloat16", "ops": {op: {}}})
+    for opset, is_legal in ((13, False), (21, False), (22, True)):
+        (node,) = module(text, {"w": floats(4, 4, 3, 3)}, opset).graph
+        weight = weight_of(node)
+        assert weight is not None
+        reason = obstacle(node, weight, scheme, opset)
+        assert (reason == "") == is_legal, reason
+        assert is_legal or "bf16 needs opset 22" in reason
+
+
+@pytest.mark.parametrize(("scheme", "opset"), [("w8a8", 17), ("w4", 21), ("full", 17)])
+def test_a_recipe_raises_the_opset_as_far_as_its_schemes_need(
+    scheme: str, opset: int, tmp_path: Path
+) -> None:
+    made = module(
+        "g (float[4,32] x) => (float[4,32] y) <W> { y = MatMul (x, w) }", {"w": floats(32, 32)}, 17
+    )
+    next(iter(made.graph)).name = "product"
+    Recipe({"product": scheme}).save(tmp_path / "recipe.toml")
+    ctx = Context(target=make_target("mobile"), samples=load_samples(None, made))
+    passes = [AssignPrecision(recipe=str(tmp_path / "recipe.toml")), InsertQdq(scheme="full")]
+    PassManager(passes).run(made, ctx)
+    assert made.opset == opset
+    assert ("DequantizeLinear" in [node.op_type for node in made.graph]) == (scheme != "full")
+
+
+def test_a_search_looks_at_schemes_of_later_opsets_and_raises_for_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIGCC_CACHE", str(tmp_path))
+    monkeypatch.setattr(trial, "_SECONDS", 0.05)
+    made = module(
+        "g (float[4,64] x) => (float[4,64] y) <W> { y = MatMul (x, w) }", {"w": floats(64, 64)}, 17
+    )
+    ctx = Context(target=make_target("mobile"), samples=load_samples(None, made), threads=1)
+    PassManager([AssignPrecision(budget="size<=0.2x"), InsertQdq(scheme="full")]).run(made, ctx)
+    assert made.opset == 21
+    (table,) = {v.dtype for v in made.graph.initializers.values() if v.const_value.size == 64 * 64}
+    assert table == ir.DataType.INT4

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+import onnx.defs
 import onnx_ir as ir
 
 from aigcc.analysis.calibration.calibrate import Calibration, calibrate
@@ -116,7 +118,7 @@ def obstacle(node: ir.Node, weight: Weight, scheme: Scheme, opset: int) -> str:
         return "what it reads is the same in each run: see fold-constants"
     if scheme.dynamic and data.dtype != ir.DataType.FLOAT:
         return f"{scheme.name} finds ranges of float32 alone"
-    least = _least_opset(node, scheme)
+    least = least_opset(node, scheme)
     return f"{scheme.name} needs opset {least}: see convert-opset" if opset < least else ""
 
 
@@ -126,9 +128,20 @@ def _group_inputs(weight: Weight) -> float:
     return shape[weight.in_axis] if weight.groups > 1 else math.inf
 
 
-def _least_opset(node: ir.Node, scheme: Scheme) -> int:
+def least_opset(node: ir.Node, scheme: Scheme) -> int:
     """From which opset a node's scales may have its own type, and all else is legal, too."""
-    return max(scheme.opset, 19 if node.outputs[0].dtype in NARROW else 13)
+    narrow = _first_with(node.op_type, scheme.weight) if scheme.weight in NARROW else 13
+    return max(scheme.opset, narrow, 19 if node.outputs[0].dtype in NARROW else 13)
+
+
+@functools.cache
+def _first_with(op: str, dtype: ir.DataType) -> int:
+    """The first opset in which an operator takes a type; one past the last where none does."""
+    last = onnx.defs.onnx_opset_version()
+    wanted = f"tensor({dtype.name.lower()})"
+    versions = range(13, last + 1)
+    found = (v for v in versions if wanted in onnx.defs.get_schema(op, v, "").inputs[0].types)
+    return next(found, last + 1)
 
 
 def _activation(node: ir.Node) -> ir.Value:

@@ -133,9 +133,9 @@ class Trials:
         if self._plain is None:
             return {}
         made = self._build(precision, self._evidence.folds[0])
-        silent = _silent(self._ctx)
+        apart = silent(self._ctx)
         with _scratch() as folder, _refused():
-            lowered = self._target.lower(made, folder, silent)
+            lowered = self._target.lower(made, folder, apart)
         wrong, _ = read_back(made, self._target, lowered.precision)
         positions = {node_label(node): place for place, node in enumerate(self._module.graph)}
         return {positions[each.node]: each.scheme for each in wrong}
@@ -182,9 +182,9 @@ class Trials:
         made = self._module.clone()
         for position, node in enumerate(made.graph):
             node.metadata_props[PRECISION] = precision.get(position, FULL)
-        silent = _silent(self._ctx)
-        found, ranges = list(places(made, FULL, silent)), fold.ranges
-        quantise(made, found, ranges.range_of, "max", silent, ranges.tuning)
+        apart = silent(self._ctx)
+        found, ranges = list(places(made, FULL, apart)), fold.ranges
+        quantise(made, found, ranges.range_of, "max", apart, ranges.tuning)
         return made
 
     def _open(self, module: Module) -> Session:
@@ -206,7 +206,7 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _silent(ctx: Context) -> Context:
+def silent(ctx: Context) -> Context:
     """The same surroundings, in which nothing is said or counted."""
     return dataclasses.replace(ctx, remarks=[], rewrites=type(ctx.rewrites)(), limit=None)
 
