@@ -10,6 +10,7 @@ import pytest
 
 from aigcc import exact as exact_module
 from aigcc import kernels
+from aigcc.analysis.calibration.calibrate import calibrate
 from aigcc.analysis.grids import Grid
 from aigcc.exact import exact, open_exact
 from aigcc.ir.module import Module
@@ -208,3 +209,15 @@ def test_a_stand_in_runs_as_integers_and_as_exactly_as_in_floats(op: str, scheme
         floats = OrtSession(exact(module), optimise=False).run(feeds)["y"]
         step = np.abs(floats).max() / 100  # an output of 8 bits may be rounded the other way
         np.testing.assert_allclose(deployed, floats, atol=step if image else step / 1000)
+
+
+def test_activations_behind_integers_are_calibrated_exactly() -> None:
+    """Sums that uint8 by int8 kernels of old processors would clip."""
+    module = Module.parse(f"""{HEAD} g (uint8[1,4] x) => (float[1,1] y)
+        <int8[4,1] w = {{127, 127, 127, 127}}>
+        {{ i = MatMulInteger (x, w)  y = Cast <to = 1> (i) }}""")
+    infer_shapes(module.model)
+    feeds = {"x": np.full((1, 4), 255, np.uint8)}
+    samples = load_samples(lambda: [feeds], module)
+    found = calibrate(module, samples, {"y": None}).tensors["y"]
+    assert found.high == 255 * 127 * 4

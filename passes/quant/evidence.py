@@ -15,6 +15,7 @@ from aigcc.analysis.budget import Budget
 from aigcc.analysis.calibration.cache import digest_of, digest_with
 from aigcc.analysis.calibration.calibrate import Calibration
 from aigcc.cache import cache_folder
+from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.passes.quant.latency import machine
 from aigcc.passes.quant.memory import Memory
@@ -105,8 +106,8 @@ class Evidence:
         ctx.calibration = calibrated(module, places, ctx)
         positions = ctx.samples.spaced(_SAMPLES)
         feeds = list(ctx.samples.at(positions))
-        exact = OrtSession(module, optimise=False, threads=ctx.threads)
-        expected = [exact.run(sample) for sample in feeds]
+        original = OrtSession(exact(module), optimise=False, threads=ctx.threads)
+        expected = [original.run(sample) for sample in feeds]
         refuse_empty(sum(a.size for made in expected for a in made.values()), ctx.samples.source)
         return cls(
             budget,

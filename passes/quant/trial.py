@@ -13,6 +13,7 @@ from pathlib import Path
 from aigcc.analysis.damage import Damage
 from aigcc.benchmark import interleave
 from aigcc.errors import CompileError
+from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.ir.slots import slots
 from aigcc.options import show
@@ -189,7 +190,7 @@ class Trials:
 
     def _open(self, module: Module) -> Session:
         session = self._target.open(module, self._ctx.threads)
-        return session or OrtSession(module, optimise=False, threads=self._ctx.threads)
+        return session or OrtSession(exact(module), optimise=False, threads=self._ctx.threads)
 
 
 @contextlib.contextmanager

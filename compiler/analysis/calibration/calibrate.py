@@ -17,6 +17,7 @@ from aigcc.analysis.calibration.run import Run
 from aigcc.analysis.calibration.statistics import Statistics
 from aigcc.analysis.streaming.stream import Stream
 from aigcc.errors import ArtifactError, CompileError, SampleError, did_you_mean
+from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.samples import Samples
 
@@ -103,7 +104,7 @@ def calibrate(
     interrupted or not. Memory does not grow with the number of samples.
 
     Args:
-        module: Run as it is, in ONNX Runtime without optimisations.
+        module: Run as it is, in ONNX Runtime without optimisations, and exactly.
         samples: Read one at a time, once if nothing is cached and buckets have edges.
         values: Names of graph inputs and of outputs of the main graph's nodes, each with the axis
             of its channels or None.
@@ -120,6 +121,7 @@ def calibrate(
             infinite for another reason than a constant that is.
         ArtifactError: the cache cannot be written.
     """
+    module = exact(module)
     chosen = sorted(set(moments))
     axes = {**dict.fromkeys(chosen), **values}
     edges = () if buckets is None else buckets.find_edges(samples)
