@@ -240,11 +240,8 @@ def check_against(module: Module, can: Capabilities) -> list[Problem]:
                 continue
             dtype = value.dtype.name.lower()
             if dtype not in (dtypes or can.dtypes):
-                problems.append(
-                    Problem(
-                        f"{key} has no {dtype} kernel", node=node_label(node), hint=value.name or ""
-                    )
-                )
+                message = f"{key} has no {dtype} kernel, and {value.name!r} is {dtype}"
+                problems.append(Problem(message, node=node_label(node)))
                 break
     return problems
 

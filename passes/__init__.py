@@ -30,6 +30,7 @@ PASSES: Catalogue[Pass] = Catalogue(
         "merge-subexpressions": "aigcc.passes.merge_subexpressions:MergeSubexpressions",
         "simplify": "aigcc.passes.simplify:Simplify",
         "to-fp16": "aigcc.passes.to_fp16:ToFp16",
+        "to-fp32": "aigcc.passes.to_fp32:ToFp32",
         "unpack-sequences": "aigcc.passes.unpack_sequences:UnpackSequences",
         "weights-fp16": "aigcc.passes.weights_fp16:WeightsFp16",
     }

@@ -193,8 +193,10 @@ class Gpu(Target):
             raise TargetError("no architecture to build for", hint="known: " + ", ".join(known))
         for name in self.architectures:
             if name not in known:
+                elsewhere = self.can.facts["elsewhere"].get(name)
                 raise TargetError(
-                    f"TensorRT-RTX builds no engine for {name!r}", hint=did_you_mean(name, known)
+                    f"TensorRT-RTX builds no engine for {name!r}",
+                    hint=elsewhere or did_you_mean(name, known),
                 )
 
     def _remark(self, kernels: Sequence[Kernel], ctx: Context) -> None:

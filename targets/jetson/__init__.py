@@ -71,8 +71,8 @@ class Jetson(Target):
 
     def pipeline(self) -> str:
         """Canonicalise, fuse, replace what the front end lacks, and round factors where asked."""
-        rounding = ",fp16-operands" if self.precision == "fp16" else ""
-        return f"canonicalize,fuse,legalize,canonicalize{rounding}"
+        passes = "canonicalize,fuse,legalize,canonicalize"
+        return passes if self.precision == "fp32" else f"to-fp32,{passes},fp16-operands"
 
     def prepare(self, module: Module, ctx: Context) -> Module:
         """Fix every dynamic dim: at its size in `dims`, else in the samples, which a remark says.
@@ -126,7 +126,14 @@ class Jetson(Target):
 
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and resizes that the front end gets wrong."""
-        return [*super().check(module), *find_wrong_resizes(module)]
+        problems = [*super().check(module), *find_wrong_resizes(module)]
+        if self.precision == "fp16":
+            return problems
+        hint = "jetson(precision=fp16) takes models of float16, and computes sums in float32"
+        return [
+            dataclasses.replace(problem, hint=hint) if "float16" in problem.message else problem
+            for problem in problems
+        ]
 
     def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
         """Compile `model.so`, with `model.params` and the signature `model.json` beside it.

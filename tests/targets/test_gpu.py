@@ -238,6 +238,8 @@ def test_samples_outside_of_a_profile_are_said(tmp_path: Path) -> None:
         ({"dims": ("batch:4:2:8",)}, "is no range of sizes"),
         ({"dims": ("batsh:1:2:8",)}, "did you mean 'batch'"),
         ({"architectures": ("sm90",)}, "no engine for 'sm90'"),
+        ({"architectures": ("sm87",)}, "it is a Jetson Orin's: build for -t jetson"),
+        ({"architectures": ("sm88",)}, "did you mean"),
         ({"architectures": ()}, "no architecture"),
     ],
 )

@@ -290,7 +290,8 @@ def assert_equal(
     assert list(actual) == list(expected)
     for name, array in expected.items():
         assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape)
-        assert np.abs(actual[name] - array).max() <= tolerance * np.abs(array).max()
+        wide, right = actual[name].astype(np.float64), array.astype(np.float64)
+        assert np.abs(wide - right).max() <= tolerance * np.abs(right).max()
 
 
 @needs_tvm
@@ -410,6 +411,31 @@ def test_float16_is_measured_as_it_is_shipped_and_keeps_what_overflows(tmp_path:
     assert 1e-5 < output["relative"] < 2e-2
     feeds = next(iter(build.samples))
     assert np.isfinite(Jetson().open(build.module).run(feeds)["y"]).all()
+
+
+@needs_tvm
+def test_a_float16_model_is_built_where_products_are_float16(tmp_path: Path) -> None:
+    made = module(
+        """g (float16[1,4,6,6] x) => (float16[1,4] y, bool[1,4] large)
+<float16[4,4,1,1] w = {1.0,2.0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.1,0.2,0.3,0.4,0.5},
+ float16 bound = {0.5}, int64[2] axes = {2, 3}>
+{
+  c = Conv (x, w)
+  s = Sigmoid (c)
+  m = Mul (c, s)
+  y = ReduceMean <keepdims = 0> (m, axes)
+  large = Greater (y, bound)
+}"""
+    )
+    (hint,) = {problem.hint for problem in Jetson().check(made)}
+    assert "jetson(precision=fp16)" in hint
+    x = np.random.default_rng(0).standard_normal((1, 4, 6, 6)).astype(np.float16)
+    right = OrtSession(made, optimise=False).run({"x": x})
+    target = Jetson(board="host", precision="fp16")
+    lowered = compile_for(target, made, tmp_path, Context())
+    session = target.session(tmp_path, lowered.entry)
+    assert session is not None
+    assert_equal(session.run({"x": x}), right, 2e-3)
 
 
 @needs_tvm
