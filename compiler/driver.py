@@ -22,6 +22,7 @@ from aigcc.artifact import (
     write_manifest,
 )
 from aigcc.errors import CompileError, ModelError, TargetError, VerifyError
+from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.ir.names import name_apart
 from aigcc.ir.verify import verify as verify_module
@@ -381,7 +382,7 @@ def _here(target: Target, module: Module, ctx: Context) -> Session | None:
 def _before_lowering(module: Module, ctx: Context) -> Session | None:
     """The module that was lowered, in ONNX Runtime: the best that can be run here of a program."""
     try:
-        return OrtSession(module, optimise=False, threads=ctx.threads)
+        return OrtSession(exact(module), optimise=False, threads=ctx.threads)
     except CompileError as error:
         ctx.note(None, f"the outputs cannot be compared on this machine: {error.what}")
         return None

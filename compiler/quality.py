@@ -17,6 +17,7 @@ from aigcc.analysis.calibration.cache import digest_of
 from aigcc.analysis.damage import Damage, check_outputs
 from aigcc.analysis.metrics import OutputError, compare_outputs
 from aigcc.errors import CompileError, TargetError
+from aigcc.exact import exact, open_exact
 from aigcc.ir.module import Module
 from aigcc.options import show
 from aigcc.pipeline.bisect import find_first_wrong
@@ -136,7 +137,7 @@ def measure(
     if budget is not None:
         check_outputs(budget, original)
     quality = Quality(damage=None if budget is None else Damage(budget))
-    reference = OrtSession(original, optimise=False, threads=threads)
+    reference = OrtSession(exact(original), optimise=False, threads=threads)
     for feeds in samples:
         started = time.perf_counter()
         expected = samples.run(reference, feeds)
@@ -206,10 +207,9 @@ class Suspects:
     def _rounding(self, output: str, sample: int) -> float:
         """How far ONNX Runtime's own rewrites put an output of the original off."""
         feeds = next(islice(iter(self.samples), sample, None))
-        exact, other = (
-            OrtSession(self.original, optimise=optimise).run(feeds) for optimise in (False, True)
-        )
-        rows = compare_outputs({output: exact[output]}, {output: other[output]})
+        right = OrtSession(exact(self.original), optimise=False).run(feeds)
+        other = open_exact(self.original, integers=True).run(feeds)
+        rows = compare_outputs({output: right[output]}, {output: other[output]})
         return rows[0].relative
 
     def _describe(self, row: OutputError) -> str:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from aigcc import exact as exact_module
-from aigcc import kernels
+from aigcc import kernels, quality
 from aigcc.analysis.calibration.calibrate import calibrate
 from aigcc.analysis.grids import Grid
 from aigcc.exact import exact, open_exact
@@ -21,6 +21,7 @@ from aigcc.passes.quant import exact as schemes_here
 from aigcc.passes.quant.candidates import candidates
 from aigcc.passes.quant.exact import fault, inexact, offered
 from aigcc.passes.quant.placement import schemes
+from aigcc.pipeline import bisect
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.runtime import OrtSession
@@ -221,3 +222,27 @@ def test_activations_behind_integers_are_calibrated_exactly() -> None:
     samples = load_samples(lambda: [feeds], module)
     found = calibrate(module, samples, {"y": None}).tensors["y"]
     assert found.high == 255 * 127 * 4
+
+
+@pytest.mark.usefixtures("clipping")
+def test_the_reference_of_a_program_is_what_the_model_means(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever compares runs the copy that is exact, not the kernels that clip."""
+    module = Module.parse(f"""{HEAD} g (uint8[1,4] x) => (int32[1,1] y)
+        <int8[4,1] w = {{127, 127, 127, 127}}> {{ y = MatMulInteger (x, w) }}""")
+    opened: list[Module] = []
+
+    def session(source: Module, **more: object) -> OrtSession:
+        opened.append(source)
+        return OrtSession(source, **more)  # type: ignore[arg-type]
+
+    samples = load_samples(lambda: [{"x": np.full((1, 4), 255, np.uint8)}], module)
+    for place in (quality, bisect):
+        monkeypatch.setattr(place, "OrtSession", session)
+    program = OrtSession(exact(module), optimise=False)
+    measured = quality.measure(module, program, samples)
+    assert measured.worst["y"].relative == 0
+    bisect.find_first_wrong(module, [], samples, tolerance=1e-4)
+    assert len(opened) == 3
+    assert not any(kernels.inexact_nodes(each) for each in opened)

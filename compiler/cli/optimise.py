@@ -180,6 +180,8 @@ def _compare(
 ) -> dict[str, Any]:
     """How far a module's outputs are from the original's.
 
+    It runs as its target deploys it, where that can be here, and as it means without a target.
+
     Args:
         original: The module before the passes.
         module: The module after them.
@@ -190,12 +192,15 @@ def _compare(
     Raises:
         CompileError: further than `tolerance`, or it does not run.
     """
+    from aigcc.exact import exact
     from aigcc.quality import count_calibrated, measure
     from aigcc.runtime import OrtSession
 
     assert ctx.samples is not None
     feeds = ctx.samples
-    quality = measure(original, OrtSession(module, optimise=False), feeds)
+    deployed = None if ctx.target is None else ctx.target.open(module)
+    session = deployed or OrtSession(exact(module), optimise=False)
+    quality = measure(original, session, feeds)
     quality.calibrated = count_calibrated(ctx)
     wrong = quality.wrong(tolerance)
     if quality.failure is not None:
