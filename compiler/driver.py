@@ -248,7 +248,7 @@ def build(
             session = session or _here(target, module, ctx) or _before_lowering(module, ctx)
         if session is not None:
             progress("comparing with the original", 0.0)
-            quality = measure(original, session, feeds, threads, ctx.budget)
+            quality = measure(original, session, feeds, threads, ctx.budget, inputs=module.inputs)
             quality.is_lowered = is_lowered
             quality.calibrated = count_calibrated(ctx)
             if ctx.budget is None:
@@ -256,6 +256,7 @@ def build(
                 Suspects(prepared, pipeline, runs, target, feeds, command).refuse(quality)
             else:
                 quality.refuse(ctx.budget, show(target, target.name))
+            quality.refuse_elsewhere(target.tolerance, show(target, target.name))
         rows = {value.name: vocabulary(value) for value in original.inputs}
         files = describe_files(staging)
         manifest = {

@@ -2,20 +2,27 @@
 
 `limits` maps an operator to alternatives, and a node must fulfil one of them. An alternative is a
 table of conditions: `inputs` and `outputs` bound how many are used; `same_shape` and `same_dtype`
-list positions of inputs that must agree; `constant` lists those that no input of the module may
-change; `dtypes` lists the element types of the first input; any
-other key is an attribute with the values that it may have, where an empty list forbids it.
+list positions of inputs that must agree; `absent`, `constant` and `static` those that must be left
+out, that no input of the module may change, or whose shape must be known; `dtypes` lists the
+element types of the first input, and `ranks` its numbers of dims; any other key is an attribute
+with the values that it may have, where an empty list forbids it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from aigcc.ir.weights import constant
+
+_FORMS: dict[str, tuple[str, Callable[[ir.Value], bool]]] = {
+    "absent": ("be left out", lambda value: False),
+    "constant": ("be a constant", lambda value: constant(value) is not None),
+    "static": ("have a known shape", lambda v: v.shape is not None and v.shape.is_static()),
+}
 
 Limits = Sequence[Mapping[str, Any]]
 
@@ -32,8 +39,12 @@ def _unmet(node: ir.Node, conditions: Mapping[str, Any], opset: int) -> str:
             reason = _too_many(node, key, wanted)
         elif key in ("same_shape", "same_dtype"):
             reason = _differ(node, key.removeprefix("same_"), wanted)
-        elif key == "constant":
-            reason = _computed(node, wanted)
+        elif key in _FORMS:
+            reason = _misshapen(node, key, wanted)
+        elif key == "ranks":
+            shape = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
+            fits = shape is None or len(shape) in wanted
+            reason = "" if fits else f"its input must have {_listed(wanted)} dims"
         elif key == "dtypes":
             dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
             fits = dtype is None or dtype.name.lower() in wanted
@@ -55,10 +66,11 @@ def _too_many(node: ir.Node, noun: str, most: int) -> str:
     return "" if max(used, default=-1) < most else f"only the first {most} {noun} may be used"
 
 
-def _computed(node: ir.Node, positions: Sequence[int]) -> str:
+def _misshapen(node: ir.Node, form: str, positions: Sequence[int]) -> str:
+    words, fits = _FORMS[form]
     for position, value in enumerate(node.inputs):
-        if position in positions and value is not None and constant(value) is None:
-            return f"its input {value.name!r} must be a constant"
+        if position in positions and value is not None and not fits(value):
+            return f"its input {value.name!r} must {words}"
     return ""
 
 
@@ -96,6 +108,8 @@ def _default(node: ir.Node, name: str, opset: int) -> Any:
     if attribute is None or not attribute.default_value.name:
         return None
     default = onnx.helper.get_attribute_value(attribute.default_value)
+    if isinstance(default, list):
+        return [item.decode() if isinstance(item, bytes) else item for item in default]
     return default.decode() if isinstance(default, bytes) else default
 
 

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from aigcc.analysis.budget import Budget
 from aigcc.analysis.calibration.cache import digest_of
@@ -25,6 +26,7 @@ from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassRun
 from aigcc.runtime import OrtSession
 from aigcc.samples import Samples, refuse_empty
+from aigcc.sizes import Elsewhere, compare_elsewhere
 from aigcc.target import Session, Target
 
 _BISECT_SECONDS = 20.0  # a wrong build is bisected at once where that takes no longer
@@ -48,6 +50,7 @@ class Quality:
             the relative error of such a one.
         damage: The figures that a budget bounds, where there is one.
         calibrated: How many of the samples activations were calibrated on.
+        elsewhere: How far off it is in other sizes than the samples'.
     """
 
     worst: dict[str, OutputError] = dataclasses.field(default_factory=dict)
@@ -61,6 +64,7 @@ class Quality:
     rounding: dict[str, float] = dataclasses.field(default_factory=dict)
     damage: Damage | None = None
     calibrated: int = 0
+    elsewhere: list[Elsewhere] = dataclasses.field(default_factory=list)
 
     def add(
         self, feeds: Mapping[str, Any], expected: Mapping[str, Any], given: Mapping[str, Any]
@@ -101,11 +105,22 @@ class Quality:
                 else "ask for less, or let assign-precision choose which nodes are quantised",
             )
 
+    def refuse_elsewhere(self, tolerance: float, where: str) -> None:
+        """Do nothing if the program is as right in other sizes as it is in the samples'.
+
+        Raises:
+            TargetError: it is not.
+        """
+        errors = [row.relative for row in self.worst.values() if not row.broken]
+        for other in self.elsewhere:
+            other.refuse(max(tolerance, _ROUNDINGS * max(errors, default=0.0)), where)
+
     def describe(self, samples: Samples) -> dict[str, Any]:
         """The facts that the manifest keeps."""
         return {
             **samples.describe(),
             "count": self.count,
+            "sizes": [other.sizes for other in self.elsewhere],
             "is_lowered": self.is_lowered,
             "calibrated": self.calibrated,
             "outputs": [
@@ -125,10 +140,13 @@ def measure(
     samples: Samples,
     threads: int | None = None,
     budget: Budget | None = None,
+    *,
+    inputs: Sequence[ir.Value] = (),
 ) -> Quality:
     """Run a program and its original on all samples, one at a time, until the program fails.
 
-    With a budget the figures that it bounds are taken as well.
+    With a budget the figures that it bounds are taken as well. Where dims of the program's `inputs`
+    vary, other sizes are looked at besides.
 
     Raises:
         CompileError: the original cannot run, or has no output that the budget can be measured on;
@@ -149,6 +167,8 @@ def measure(
             break
     else:
         refuse_empty(quality.elements.total(), samples.source)
+        first = next(iter(samples))
+        quality.elsewhere = compare_elsewhere(inputs, first, reference.run, session)
     return quality
 
 

@@ -10,7 +10,7 @@ import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -108,6 +108,15 @@ class Session(Protocol):
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """All outputs for one set of inputs."""
+        ...
+
+
+@runtime_checkable
+class General(Protocol):
+    """A session that makes a program of its own for the first sizes that come."""
+
+    def generalise(self) -> None:
+        """Take the program for all sizes from now on."""
         ...
 
 

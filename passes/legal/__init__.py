@@ -30,6 +30,7 @@ from aigcc.passes.legal.padding import PaddedTranspose
 from aigcc.passes.legal.recurrent import Unrolled
 from aigcc.passes.legal.resize import SpelledResize
 from aigcc.passes.legal.rotary import Rotary
+from aigcc.passes.legal.sequences import MaskedLengths, TimeMajor
 from aigcc.passes.legal.spectral import Dft, Stft
 from aigcc.pipeline.rules import Rule
 
@@ -57,6 +58,7 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     MeanVarianceNorm(),
     SpelledResize(),
     ThresholdedRelu(),
+    TimeMajor(),
     Unrolled(),
     Stft(),
     Dft(),
@@ -68,10 +70,12 @@ PREFERENCES: dict[str, type[Rule]] = {
     for rule in (
         BatchScaledGroupNorm,
         CentredNorm,
+        MaskedLengths,
         MultiHead,
         Square,
         SummedLayerNorm,
         Swish,
+        TimeMajor,
         UpsampledConv,
     )
 }

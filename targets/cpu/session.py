@@ -85,24 +85,38 @@ class OpenVinoSession:
             for index, name in enumerate(self._outputs)
         }
 
+    def generalise(self) -> None:
+        """Have the program for all shapes from now on.
+
+        Raises:
+            CompileError: OpenVINO refuses the model.
+        """
+        if self._model is not None:
+            with self._explained():
+                self._drop()
+                self._compile(self._model)
+            self._model = None
+
     def _fit(self, shapes: list[tuple[int, ...]]) -> None:
         """Have a program for some shapes."""
         model = self._model
         if model is None or shapes == self._shapes:
             return
-        self.compiled = self._request = None  # its weights go before the others come
-        if not self._shapes:
-            special = model.clone()
-            try:
-                special.reshape({index: list(shape) for index, shape in enumerate(shapes)})
-            except RuntimeError:
-                pass  # the program for all shapes says what does not fit
-            else:
-                self._compile(special)
-                self._shapes = shapes
-                return
-        self._compile(model)
-        self._model = None
+        if self._shapes:
+            self.generalise()
+            return
+        special = model.clone()
+        try:
+            special.reshape({index: list(shape) for index, shape in enumerate(shapes)})
+        except RuntimeError:
+            self.generalise()  # the program for all shapes says what does not fit
+        else:
+            self._compile(special)
+            self._shapes = shapes
+
+    def _drop(self) -> None:
+        """Let the weights of a program go before those of another come."""
+        self.compiled = self._request = None
 
     def _compile(self, model: Any) -> None:
         self.compiled = self._core.compile_model(model, "CPU", self._properties)

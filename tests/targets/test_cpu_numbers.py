@@ -169,3 +169,94 @@ def test_infinity_is_the_end_of_all_numbers(op: str, end: float, tmp_path: Path)
 def test_an_input_that_is_always_empty_is_one(tmp_path: Path) -> None:
     made = module("(float[2] x, float[0] z) => (float[2] y) { y = Neg (x) }")
     check(made, tmp_path, {"x": normal(2), "z": np.zeros(0, np.float32)})
+
+
+GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
+
+
+def layer(kind: str, lengths: str, attributes: str = "", states: str = "") -> Module:
+    """A recurrent layer in two directions over inputs of 3 numbers, with biases."""
+    gates = 2 * GATES[kind]
+    w, r, b = normal(2, gates, 3), normal(2, gates, 2, seed=1), normal(2, 2 * gates, seed=2)
+    outputs = ", ".join(
+        ["y", "last", "cell"][: 3 if kind == "LSTM" and "clip" not in attributes else 2]
+    )
+    given = ["float[S,B,3] x", *(["int32[B] l"] if lengths == "l" else [])]
+    given += [f"float[2,B,2] {name}" for name in states.split()]
+    return module(
+        f"""({", ".join(given)}) => ({outputs})
+<float[2,{gates},3] w = {{{listed(w)}}}, float[2,{gates},2] r = {{{listed(r)}}},
+ float[2,{2 * gates}] b = {{{listed(b)}}}, int32[3] k = {{4,1,2}}>
+{{
+  {outputs} = {kind} <hidden_size = 2, direction = "bidirectional" {attributes}>
+    ({", ".join(["x", "w", "r", "b", lengths, *states.split()])})
+}}""",
+        17,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths", "attributes", "states"),
+    [
+        ("GRU", "k", "", ""),
+        ("GRU", "l", "", "h"),
+        ("GRU", "k", ", linear_before_reset = 1, clip = 0.3", ""),
+        ("GRU", "l", ', activations = ["Sigmoid", "Relu", "Sigmoid", "Tanh"]', ""),
+        ("GRU", "", "", "h"),
+        ("LSTM", "k", "", ""),
+        ("LSTM", "l", "", "h c"),
+        ("LSTM", "k", ", clip = 0.3", ""),
+        ("LSTM", "l", ', activations = ["Sigmoid","Relu","Tanh","Sigmoid","Tanh","Relu"]', ""),
+        ("RNN", "k", "", ""),
+        ("RNN", "l", ', activations = ["Relu", "Tanh"]', "h"),
+    ],
+)
+def test_sequences_end_where_their_lengths_say(
+    kind: str, lengths: str, attributes: str, states: str, tmp_path: Path
+) -> None:
+    made = layer(kind, lengths, attributes, states)
+    samples = []
+    for steps in (6, 4):
+        feeds = {"x": normal(steps, 3, 3, seed=steps), "l": np.array([steps, 0, 2], np.int32)}
+        feeds |= {name: normal(2, 3, 2, seed=3) for name in states.split()}
+        samples.append({str(value.name): feeds[str(value.name)] for value in made.inputs})
+    check(made, tmp_path, *samples)
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ("LSTM <hidden_size = 2> (x, w, r, , , , , p)", "first 7 inputs"),
+        ("LSTM <hidden_size = 2, input_forget = 1> (x, w, r)", "input_forget must be 0"),
+        (
+            'LSTM <hidden_size = 2, activations = ["Sigmoid", "Elu", "Tanh"]> (x, w, r)',
+            "Relu, Sigmoid or Tanh",
+        ),
+        ("LSTM <hidden_size = 2, clip = 0.5> (x, w, r, , l)", "'l' must be left out"),
+    ],
+)
+def test_cells_that_openvino_lacks_are_refused(node: str, words: str) -> None:
+    made = module(
+        f"""(float[S,B,3] x, float[1,8,3] w, float[1,8,2] r, int32[B] l, float[1,6] p) => (y, h, c)
+{{ y, h, c = {node} }}"""
+    )
+    PassManager(parse(Cpu().pipeline())).run(made, Context(target=Cpu()))
+    assert any(words in problem.message for problem in Cpu().check(made))
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+def test_the_batch_may_come_first(kind: str, tmp_path: Path) -> None:
+    gates = GATES[kind]
+    text = f"""(float[P,Q,3] x, float[P,1,2] h, int32[B] l) => (y, last)
+<float[1,{2 * gates},3] w = {{{listed(normal(1, 2 * gates, 3))}}},
+ float[1,{2 * gates},2] r = {{{listed(normal(1, 2 * gates, 2, seed=1))}}}>
+{{ y, last = {kind} <hidden_size = 2, layout = 1> (x, w, r, , l, h) }}"""
+    made = module(text)
+    x, h, lengths = normal(3, 5, 3), normal(3, 1, 2, seed=1), np.array([5, 2, 4], np.int32)
+    usual = module(
+        text.replace("layout = 1", "layout = 0").replace("float[P,1,2] h", "float[1,P,2] h")
+    )
+    feeds = {"x": x.transpose(1, 0, 2), "h": h.transpose(1, 0, 2), "l": lengths}
+    wanted = OrtSession(usual, optimise=False).run(feeds)
+    wanted = {"y": wanted["y"].transpose(2, 0, 1, 3), "last": wanted["last"].transpose(1, 0, 2)}
+    check(made, tmp_path, {"x": x, "h": h, "l": lengths}, wanted=wanted)
