@@ -209,7 +209,9 @@ def _scratch() -> Iterator[Path]:
 
 def silent(ctx: Context) -> Context:
     """The same surroundings, in which nothing is said or counted."""
-    return dataclasses.replace(ctx, remarks=[], rewrites=type(ctx.rewrites)(), limit=None)
+    return dataclasses.replace(
+        ctx, remarks=[], rewrites=type(ctx.rewrites)(), limit=None, progress=lambda *_: None
+    )
 
 
 def size_of(module: Module) -> float:
