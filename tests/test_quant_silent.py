@@ -261,3 +261,15 @@ def test_samples_that_nothing_would_be_calibrated_on_are_refused(
             calibration=lambda: [{"x": np.zeros((64, 9), np.float32)}],
         )
     assert "insert-qdq" in str(error.value.hint)
+
+
+def test_tables_are_told_from_what_has_no_form() -> None:
+    text = "g (int64[2] i) => (float[2,48] y) <W> { y = Gather (w, i) }"
+    made = module(text, {"w": floats(64, 48)})
+    assert [refusal(node) for node in made.graph] == [""]
+    ctx = Context(target=make_target("mobile"), samples=load_samples(None, made), threads=1)
+    assert not candidates(made, ctx, by_size=True).choices
+    assert "narrows a table only with a product" in str([str(r) for r in ctx.remarks])
+    ctx, dtypes = by_hand(text, {"w": floats(64, 48)}, "w8")
+    assert ctx.rewrites.total() == 1
+    assert ir.DataType.FLOAT not in dtypes

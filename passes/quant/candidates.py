@@ -22,6 +22,7 @@ from aigcc.targets.dims import sample_sizes, with_sizes
 
 _WORTH = 0.95  # of a node's time: less than this much gained is lost in what stands around it
 _LEAST = 5e-4  # of all nodes' time: for less, no error is worth it that samples may not show
+_ALONE = "a search narrows a table only with a product that reads it, too; see insert-qdq"
 _TOGETHER = 4  # nodes that are timed together; all weights on one embedding may not fit
 
 
@@ -127,11 +128,15 @@ def candidates(module: Module, ctx: Context, by_size: bool) -> Candidates:
         total = sum(measured[FULL] for _, _, measured in found)
         found = [entry for entry in found if _is_worth(*entry, total, ctx)]
     choices = [choice for _, choice, _ in found]
+    tables = dict(_tables(module, choices, known))
+    for position, node in enumerate(module.graph):
+        if table_of(node) is not None and position not in tables:
+            ctx.decline(node, _ALONE, why=NO_KERNEL)
     return Candidates(
         choices,
         [measured for _, _, measured in found],
         _uniform(timed),
-        dict(_tables(module, choices, known)),
+        tables,
     )
 
 

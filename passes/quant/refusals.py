@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from aigcc.ir.weights import constant, is_small
-from aigcc.passes.quant.placement import CONVOLUTIONS, weight_of
+from aigcc.passes.quant.placement import CONVOLUTIONS, table_of, weight_of
 from aigcc.target import op_key
 
 _PRODUCTS = frozenset({*CONVOLUTIONS, "Gemm", "MatMul"})
@@ -34,7 +34,7 @@ def refusal(node: ir.Node) -> str:
 
     Empty for nodes that have one, and for those that have nothing to do with weights.
     """
-    if weight_of(node) is not None:
+    if weight_of(node) is not None or table_of(node) is not None:
         return ""
     key = op_key(node)
     if key in _PRODUCTS and len(node.inputs) > 1:

@@ -102,8 +102,9 @@ class _Search:
             return None
         is_kept = keeps(found, self.budget)
         (self.kept if is_kept else self.missed).append(found)
+        fault = "too near to the bound" if MOST < found.used <= 1 else "which is not enough"
         text = f"{name}: {describe(found, self.budget)}"
-        self.ctx.note(None, text if is_kept else f"{text}, which is not enough", tried=True)
+        self.ctx.note(None, text if is_kept else f"{text}, {fault}", tried=True)
         return found
 
     def _measure_uniform(self, nothing: Found) -> None:
