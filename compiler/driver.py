@@ -293,6 +293,7 @@ def build(
 def _run(manager: PassManager, module: Module, ctx: Context, out: Path) -> list[PassRun]:
     """All passes; where a budget is missed, the best mixture is left beside `out` as a recipe."""
     from aigcc.analysis.recipe import BudgetMissed
+    from aigcc.passes.quant.summary import tried
 
     try:
         return manager.run(module, ctx)
@@ -302,7 +303,8 @@ def _run(manager: PassManager, module: Module, ctx: Context, out: Path) -> list[
             path = out.with_name(f"{out.name}.{RECIPE}")
             missed.recipe.save(path)
             hint = f"{missed.hint}; --recipe {path} builds the best one"
-            raise CompileError(missed.what, at=error.at, hint=hint) from error
+            lines = [str(error.at or out), *tried(map(dataclasses.asdict, ctx.remarks))]
+            raise CompileError(missed.what, at="\n      ".join(lines), hint=hint) from error
         raise
 
 

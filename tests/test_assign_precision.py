@@ -321,6 +321,8 @@ def test_the_best_mixture_that_breaks_a_budget_is_kept_as_a_recipe(net, tmp_path
         )
     best = tmp_path / "out.recipe.toml"
     assert str(best) in str(error.value.hint)
+    assert "for all: 3 nodes, " in str(error.value.at)
+    assert "size 199.7 kB, which is not enough" in str(error.value.at)
     assert set(Recipe.load(best).precision) == {"first", "second", "third"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "net.onnx", best.name]
 

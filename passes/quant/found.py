@@ -83,5 +83,5 @@ def describe(found: Found, budget: Budget) -> str:
     measured = found.figures.measured
     ratio = found.figures.ratio
     shown = ["latency not measured" if ratio is None else f"{ratio:.2f} times the latency"]
-    shown += [f"{limit.metric} {measured[limit.metric]:.4g}" for limit in budget.limits]
+    shown += [f"{limit.metric} {limit.show(measured[limit.metric])}" for limit in budget.limits]
     return f"{len(found.precision)} nodes, {', '.join(shown)}"
