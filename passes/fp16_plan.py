@@ -148,7 +148,9 @@ class Plan:
         return HALF if slots and node in self.half and position in slots.outputs else FLOAT
 
 
-def make_plan(module: Module, border: ir.DataType, reads: dict[ir.Value, str]) -> Plan:
+def make_plan(
+    module: Module, border: ir.DataType, reads: dict[ir.Value, str], inside: dict[ir.Node, str]
+) -> Plan:
     """Decide for every node of the main graph.
 
     Heavy operators compute in float16, `KEPT` ones and those of `reads` in float32, and all
@@ -159,6 +161,7 @@ def make_plan(module: Module, border: ir.DataType, reads: dict[ir.Value, str]) -
         module: The module; every value has a type.
         border: The element type of graph inputs and outputs.
         reads: Values that float16 cannot hold, with the reason.
+        inside: Nodes that compute with such, with the reason.
     """
     plan = Plan({}, set(), {}, border)
     free: list[ir.Node] = []
@@ -167,7 +170,9 @@ def make_plan(module: Module, border: ir.DataType, reads: dict[ir.Value, str]) -
         if not any(is_float(value) for value in (*node.inputs, *node.outputs)):
             continue
         places = slots(node, module.opset)
-        reason = places if isinstance(places, str) else _pin(node, places, reads)
+        reason = (
+            places if isinstance(places, str) else _pin(node, places, reads) or inside.get(node)
+        )
         if not isinstance(places, str) and _is_index_like(node, angles):
             angles.update(node.outputs)
         if reason or isinstance(places, str):

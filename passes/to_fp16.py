@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from typing import Any, ClassVar
+import functools
+import math
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from aigcc.analysis.streaming.stream import Stream
 from aigcc.errors import ModelError
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
-from aigcc.ir.storage.mapped import MappedTensor
 from aigcc.ir.weights import constant, derive, is_small
 from aigcc.options import option
+from aigcc.passes.fp16_fit import find_misfits
 from aigcc.passes.fp16_plan import (
     FLOAT,
     HALF,
-    LARGEST,
     TYPED_BY_ATTRIBUTE,
     Plan,
     is_float,
     make_plan,
 )
+from aigcc.passes.hiding import hides, narrow
+from aigcc.passes.masks import FINITE
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
+from aigcc.pipeline.rules import Builder
 
-_LOWEST_FLOAT = float(np.finfo(np.float32).max) * 0.99
-_ROUNDING = 0.1
-_ROOM = 0.5  # of the largest float16: other inputs than the samples go further
 _SUFFIX = {FLOAT: "fp32", HALF: "fp16"}
 
 
@@ -57,10 +55,12 @@ class ToFp16(Pass):
     float16 stays float32: `Range`, powers, exponentials, logarithms, square roots, sums, cumulative
     sums, trigonometric functions, casts to whole numbers, products of positions with frequencies,
     sub-graphs, calls of functions, inputs that ONNX wants in float32 (the scales of `Resize`),
-    nodes with a weight that float16 cannot hold, and nodes whose activations come near its largest
-    number on the samples. All other operators go along with their neighbours, so that few casts
-    remain. The lowest and the highest float32, which masks use for infinity, become the lowest and
-    the highest float16. Weights are narrowed when they are saved, and stay mapped until then.
+    nodes with a constant that float16 cannot hold, nodes whose activations come near its largest
+    number on the samples or are too small for its digits, and norms whose squares overflow or whose
+    mean takes the digits of the deviation. All other operators go along with their neighbours, so
+    that few casts remain. Numbers from 1e9 on that hide scores from a softmax, and the largest
+    float32 anywhere, become large ones of float16. Weights are narrowed when they are saved, and
+    stay mapped until then.
     """
 
     name: ClassVar[str] = "to-fp16"
@@ -68,13 +68,13 @@ class ToFp16(Pass):
     after: ClassVar[tuple[str, ...]] = ("fuse", "legalize")
     exact: ClassVar[bool] = False
     keep_io: bool = option(True, "inputs and outputs of the graph stay float32")
-    measure: int = option(2, "samples that show where float16 overflows; 0 trusts that none does")
+    measure: int = option(2, "samples to see what float16 cannot hold; 0 trusts that it holds all")
 
     def run(self, module: Module, ctx: Context) -> None:
         """Plan for the whole graph, then convert node by node."""
         border = FLOAT if self.keep_io else HALF
-        unfit = _unfit_constants(module, ctx) | self._overflowing(module, ctx)
-        plan = make_plan(module, border, unfit)
+        fit = find_misfits(module, ctx, self.measure)
+        plan = make_plan(module, border, fit.values, fit.nodes)
         for node, reason in plan.pinned.items():
             if reason:
                 ctx.decline(node, f"kept float32: {reason}")
@@ -83,87 +83,7 @@ class ToFp16(Pass):
                 plan.half.discard(node)
         if border == HALF and not ctx.rewrite(None, "inputs and outputs in float16"):
             plan.border = FLOAT
-        _Conversion(module, plan, Names(module)).run()
-
-    def _overflowing(self, module: Module, ctx: Context) -> dict[ir.Value, str]:
-        """Computed values that come near the largest float16 on the samples, with the reason."""
-        values = {
-            str(value.name): value
-            for node in module.graph
-            for value in node.outputs
-            if value.name and is_float(value) and constant(value) is None
-        }
-        if ctx.samples is None or not self.measure or not values:
-            return {}
-        largest: dict[str, float] = {}
-
-        def look(name: str, array: npt.NDArray[Any]) -> None:
-            reach = max((abs(float(bound)) for bound in _finite_bounds(array)), default=0.0)
-            if reach < _LOWEST_FLOAT:  # masks use the lowest float32 for infinity
-                largest[name] = max(largest.get(name, 0.0), reach)
-
-        with Stream(module, values) as stream:
-            for feeds in itertools.islice(ctx.samples, self.measure):
-                ctx.progress("looking for what float16 cannot hold", 0.0)
-                stream.run(feeds, look)
-        return {
-            values[name]: f"reaches {reach:.3g} on the samples"
-            for name, reach in largest.items()
-            if reach > LARGEST * _ROOM
-        }
-
-
-def _unfit_constants(module: Module, ctx: Context) -> dict[ir.Value, str]:
-    """Constants that float16 cannot hold, with the reason. Each is read once, one after another."""
-    unfit: dict[ir.Value, str] = {}
-    seen: set[ir.Value] = set()
-    for node in module.graph:
-        for value in node.inputs:
-            if value is None or value in seen or not is_float(value):
-                continue
-            seen.add(value)
-            tensor = constant(value)
-            if tensor is None:
-                continue
-            ctx.progress(f"reading {value.name}", 0.0)
-            reason = _misfit(tensor)
-            if reason:
-                unfit[value] = reason
-    return unfit
-
-
-def _misfit(tensor: ir.TensorProtocol) -> str:
-    array = tensor.numpy()
-    if array.size == 0:
-        return ""
-    largest = max((abs(float(bound)) for bound in _finite_bounds(array)), default=0.0)
-    if isinstance(tensor, MappedTensor):
-        tensor.release()
-    if LARGEST < largest < _LOWEST_FLOAT:
-        return f"reaches {largest:.3g}, more than float16 holds"
-    lost = abs(float(np.float16(min(largest, LARGEST))) - largest)
-    if array.size == 1 and largest < 1 and lost > _ROUNDING * largest:
-        return f"is {largest:.3g}, less than float16 resolves"
-    return ""
-
-
-def _finite_bounds(array: npt.NDArray[Any]) -> list[np.floating[Any]]:
-    if not array.size:
-        return []
-    bounds = [array.min(), array.max()]
-    if not all(np.isfinite(bound) for bound in bounds):
-        finite = array[np.isfinite(array)]
-        bounds = [finite.min(), finite.max()] if finite.size else []
-    return bounds
-
-
-def _narrow(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    overflowed = np.isinf(half) & np.isfinite(array)
-    if overflowed.any():
-        half[overflowed] = np.copysign(np.float16(LARGEST), array[overflowed])
-    return half
+        _Conversion(module, plan, Names(module), fit.hidden).run()
 
 
 @dataclasses.dataclass
@@ -173,6 +93,7 @@ class _Conversion:
     module: Module
     plan: Plan
     names: Names
+    hidden: set[ir.Value]
     casts: dict[ir.Value, ir.Value] = dataclasses.field(default_factory=dict)
     narrowed: dict[ir.Value, ir.Value] = dataclasses.field(default_factory=dict)
 
@@ -208,11 +129,17 @@ class _Conversion:
         name = value.name if only and initializer else self.names.fresh(f"{value.name}_fp16")
         if only and initializer:
             del graph.initializers[value.name]
-        shape = tuple(tensor.shape.numpy())
+        shape, is_mask = tuple(tensor.shape.numpy()), hides(value)
         if is_small(tensor):
-            new_tensor: ir.TensorProtocol = ir.tensor(_narrow(tensor.numpy()), name=name)
+            new_tensor: ir.TensorProtocol = ir.tensor(narrow(tensor.numpy(), is_mask), name=name)
         else:
-            new_tensor = derive(_narrow, tensor, dtype=HALF, shape=shape, name=name)
+            new_tensor = derive(
+                functools.partial(narrow, is_mask=is_mask),
+                tensor,
+                dtype=HALF,
+                shape=shape,
+                name=name,
+            )
         new = ir.Value(
             name=name,
             type=ir.TensorType(HALF),
@@ -258,14 +185,27 @@ class _Conversion:
         cast = node.outputs[0]
         cast.name = self.names.fresh(stem)
         cast.type, cast.shape = ir.TensorType(to), value.shape
+        clamp = self._clamped(node) if to == HALF and value in self.hidden else []
         graph, producer = self.module.graph, value.producer()
         if producer is not None:
-            graph.insert_after(producer, node)
+            graph.insert_after(producer, [*clamp, node])
         elif len(graph):
-            graph.insert_before(graph[0], node)
+            graph.insert_before(graph[0], [*clamp, node])
         else:
-            graph.append(node)
+            graph.extend([*clamp, node])
         return cast
+
+    def _clamped(self, cast: ir.Node) -> list[ir.Node]:
+        """Nodes that keep the finite numbers of a mask finite, and -inf what it is."""
+        value = cast.inputs[0]
+        stem, maker = str(value.name if value else cast.name), ToFp16.name
+        op = Builder(self.module.graph, self.names, stem, maker, self.module.opset)
+        near = op.Max(value, np.array(FINITE[HALF], np.float32))
+        is_hidden = op.Equal(value, np.array(-math.inf, np.float32))
+        cast.replace_input_with(0, op.Where(is_hidden, value, near))
+        for node in op.made:
+            node.metadata_props["aigcc.made_by"] = maker
+        return op.made
 
     def _retype_attribute(self, node: ir.Node) -> None:
         name = TYPED_BY_ATTRIBUTE.get(node.op_type)
@@ -276,4 +216,5 @@ class _Conversion:
             return
         old = node.attributes.get("value")
         filling = np.zeros(1, np.float32) if old is None else old.as_tensor().numpy()
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_narrow(filling)))
+        filled = narrow(filling, hides(node.outputs[0]))
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(filled))
