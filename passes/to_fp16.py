@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -15,15 +16,17 @@ from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.ir.weights import constant, derive, is_small
 from aigcc.options import option
-from aigcc.passes.fp16_fit import find_misfits
+from aigcc.passes.fp16_fit import Fit, find_misfits
 from aigcc.passes.fp16_plan import (
     FLOAT,
     HALF,
+    HEAVY,
     TYPED_BY_ATTRIBUTE,
     Plan,
     is_float,
     make_plan,
 )
+from aigcc.passes.fp16_sensitive import Sensitive
 from aigcc.passes.hiding import hides, narrow
 from aigcc.passes.masks import FINITE
 from aigcc.pipeline.context import Context
@@ -56,9 +59,10 @@ class ToFp16(Pass):
     sums, trigonometric functions, casts to whole numbers, products of positions with frequencies,
     sub-graphs, calls of functions, inputs that ONNX wants in float32 (the scales of `Resize`),
     nodes with a constant that float16 cannot hold, nodes whose activations come near its largest
-    number on the samples or are too small for its digits, and norms whose squares overflow or whose
-    mean takes the digits of the deviation. All other operators go along with their neighbours, so
-    that few casts remain. Numbers from 1e9 on that hide scores from a softmax, and the largest
+    number on the samples or are too small for its digits, norms whose squares overflow or whose
+    mean takes the digits of the deviation, and the products without which the outputs are further
+    off on the samples than the target allows. All other operators go along with their neighbours,
+    so that few casts remain. Numbers from 1e9 on that hide scores from a softmax, and the largest
     float32 anywhere, become large ones of float16. Weights are narrowed when they are saved, and
     stay mapped until then.
     """
@@ -74,6 +78,8 @@ class ToFp16(Pass):
         """Plan for the whole graph, then convert node by node."""
         border = FLOAT if self.keep_io else HALF
         fit = find_misfits(module, ctx, self.measure)
+        if self.measure:
+            fit.nodes.update(_find_sensitive(module, fit, ctx))
         plan = make_plan(module, border, fit.values, fit.nodes)
         for node, reason in plan.pinned.items():
             if reason:
@@ -84,6 +90,39 @@ class ToFp16(Pass):
         if border == HALF and not ctx.rewrite(None, "inputs and outputs in float16"):
             plan.border = FLOAT
         _Conversion(module, plan, Names(module), fit.hidden).run()
+
+
+def _find_sensitive(module: Module, fit: Fit, ctx: Context) -> dict[ir.Node, str]:
+    """The products whose float16 puts the outputs further off than the target allows."""
+    nodes = list(module.graph)
+    plan = make_plan(module, FLOAT, fit.values, fit.nodes)
+    heavy = [at for at, node in enumerate(nodes) if node in plan.half and node.op_type in HEAVY]
+
+    def make(wanted: Sequence[int]) -> Module:
+        made = module.clone()
+        copies = list(made.graph)
+        kept = set(heavy).difference(wanted) | {nodes.index(node) for node in fit.nodes}
+        names = {value.name: value for value in _values(made.graph)}
+        reads = {names[v.name]: why for v, why in fit.values.items() if v.name in names}
+        hidden = {names[v.name] for v in fit.hidden}
+        trial = make_plan(made, FLOAT, reads, {copies[at]: "kept" for at in kept})
+        _Conversion(made, trial, Names(made), hidden).run()
+        return made
+
+    search = Sensitive(module, make, ctx)
+    kept = search.find(heavy)
+    reason = (
+        f"in float16 the outputs would be {search.error:.2g} off on the samples, "
+        f"where {search.allowed:.2g} is allowed"
+    )
+    return {nodes[at]: reason for at in kept}
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
 
 
 @dataclasses.dataclass
