@@ -26,6 +26,10 @@ Progress = Callable[[str, float], None]
 _SHOWN_LINES = 12
 
 
+class Died(TargetError):
+    """The child crashed."""
+
+
 def call(function: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Call `module:function(request, progress)` in a child process.
 
@@ -87,13 +91,11 @@ def _failure(
     if error is not None:
         return TargetError(error["what"], at=error["at"] or None, hint=error["hint"] or None)
     died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    if code == -signal.SIGKILL:
-        died += ", which is how a system that is out of memory ends a process"
-    return TargetError(
-        f"the device's compiler died ({died})",
-        at=printed or function,
-        hint="the model may be too large for this machine, or this is a fault of that compiler",
-    )
+    what, at = f"the device's compiler died ({died})", printed or function
+    if code != -signal.SIGKILL:
+        return Died(what, at=at, hint="this is a fault of that compiler: write this otherwise")
+    what += ", which is how a system that is out of memory ends a process"
+    return TargetError(what, at=at, hint="the model may be too large for this machine")
 
 
 def _serve(function: str) -> None:

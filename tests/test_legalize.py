@@ -18,6 +18,7 @@ from aigcc.errors import PassError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.passes.legal.norms import SummedGroupNorm
+from aigcc.passes.legal.products import VectorMatMul
 from aigcc.passes.legalize import Legalize
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
@@ -151,6 +152,17 @@ g (float[2,4,8,6] x, float[6] w, float[4,8,6] wide, float[4] s, float[4] b) => (
     variance = np.square(centred).mean(NORMS[call], keepdims=True)
     epsilon = 0 if "MeanVariance" in call else 1e-5
     np.testing.assert_allclose(y, centred / np.sqrt(variance + epsilon), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shapes", [("4", "2,4,3"), ("2,3,4", "4"), ("4", "4"), ("4", "4,n")])
+def test_products_of_vectors(shapes: tuple[str, str]) -> None:
+    module = Module.parse(f"""<ir_version: 11, opset_import: ["" : 24]>
+g (float[{shapes[0]}] x, float[{shapes[1]}] w) => (y) {{ y = MatMul (x, w) }}""")
+    infer_shapes(module.model)
+    feeds, after = feeds_for(module), module.clone()
+    assert apply_rules(after, [VectorMatMul()], Context()) == 1
+    old, new = (OrtSession(each, optimise=False).run(feeds)["y"] for each in (module, after))
+    np.testing.assert_allclose(new, old, 1e-5, 1e-6)
 
 
 def test_a_norm_of_zeros_is_zero() -> None:

@@ -27,6 +27,7 @@ from aigcc.passes.legal.norms import (
     SummedLayerNorm,
 )
 from aigcc.passes.legal.padding import PaddedTranspose
+from aigcc.passes.legal.products import VectorMatMul
 from aigcc.passes.legal.recurrent import Unrolled
 from aigcc.passes.legal.resize import SpelledResize
 from aigcc.passes.legal.rotary import Rotary
@@ -62,6 +63,7 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     Unrolled(),
     Stft(),
     Dft(),
+    VectorMatMul(),
 )
 """Tried in this order on what a target refuses."""
 

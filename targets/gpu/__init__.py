@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, node_label
 from aigcc.targets import worker
+from aigcc.targets.culprit import with_culprit
 from aigcc.targets.gpu import builder
 from aigcc.targets.gpu.example import example_for
 from aigcc.targets.gpu.faults import find_faults
@@ -154,11 +155,7 @@ class Gpu(Target):
         }
         if self.emit == "onnx":
             return _write_recipe(module, out, request, ctx)
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            onnx = Path(scratch) / ONNX
-            _with_names(module).save(onnx)
-            paths = {"onnx": str(onnx), "engine": str(out / ENGINE)}
-            result = _build(module, request | paths, ctx)
+        result = _build(module, request, out, ctx)
         kernels = read_table(result["table"])
         table = [dataclasses.asdict(kernel) for kernel in kernels]
         (out / KERNELS).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
@@ -251,19 +248,35 @@ def _lacks(dtype: str, without: Sequence[str], architectures: Sequence[str]) -> 
     )
 
 
-def _build(module: Module, request: dict[str, Any], ctx: Context) -> dict[str, Any]:
+def _build(module: Module, request: dict[str, Any], out: Path, ctx: Context) -> dict[str, Any]:
+    """Build the engine; an error names the node, which is looked for where the builder does not."""
     try:
-        return worker.call(f"{builder.__name__}:build", request, ctx.progress)
+        return _attempt(module, request, out, ctx.progress)
     except TargetError as error:
-        if error.at:
-            raise
         named = [node for node in module.nodes() if node.name and node.name in error.what]
-        if not named:
-            raise
-        node = max(named, key=lambda node: len(node.name or ""))
-        raise TargetError(
-            error.what, at=f"node {node.name} ({node.op_type})", hint=error.hint
-        ) from error
+        if named:
+            node = max(named, key=lambda node: len(node.name or ""))
+            raise TargetError(
+                error.what, at=f"node {node.name} ({node.op_type})", hint=error.hint
+            ) from error
+        ctx.progress("looking for the node at which the builder fails", 0.0)
+
+        def build(part: Module, folder: Path) -> None:
+            shapes = {value.name for value in part.inputs}
+            profiles = {n: s for n, s in request["profiles"].items() if n in shapes}
+            _attempt(part, request | {"profiles": profiles}, folder, lambda text, done: None)
+
+        raise with_culprit(error, module, build) from error
+
+
+def _attempt(
+    module: Module, request: dict[str, Any], out: Path, progress: Callable[[str, float], None]
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        onnx = Path(scratch) / ONNX
+        _with_names(module).save(onnx)
+        paths = {"onnx": str(onnx), "engine": str(out / ENGINE)}
+        return worker.call(f"{builder.__name__}:build", request | paths, progress)
 
 
 def _write_recipe(module: Module, out: Path, request: dict[str, Any], ctx: Context) -> Lowered:

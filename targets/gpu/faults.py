@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from aigcc.ir.module import Module
 from aigcc.target import Problem, node_label
+from aigcc.targets.gpu.shapes import find_shape_inputs
 
 # Operators that the builder looks through: their output holds the same numbers.
 _MOVES = frozenset(
@@ -16,7 +17,10 @@ _MOVES = frozenset(
         "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
-_SPELL = "let the pipeline end with legalize, which writes MatMul and Softmax"
+_CONTROL = frozenset({"If", "Loop", "Scan"})
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_MATRIX = 2  # axes
+_SPELL = "let the pipeline end with legalize, which writes it as simpler operators"
 
 
 def find_faults(module: Module, *, narrows: bool) -> Iterator[Problem]:
@@ -27,13 +31,58 @@ def find_faults(module: Module, *, narrows: bool) -> Iterator[Problem]:
         narrows: Whether float32 may still become float16.
     """
     narrows = narrows and not _has_float16(module)
-    for graph in [module.graph, *module.graph.subgraphs(), *module.model.functions.values()]:
+    yield from find_shape_inputs(module)
+    main = module.graph
+    for graph in [main, *main.subgraphs(), *module.model.functions.values()]:
         attentions = [
             node for node in graph if node.op_type == "Attention" and node.domain in ("", "ai.onnx")
         ]
         yield from _shared_factors(attentions)
         if not narrows:
             yield from _in_float32(attentions)
+        if graph is not main:
+            yield from _in_branches(list(graph), attentions)
+        for node in graph:
+            yield from _of_node(node)
+
+
+def _of_node(node: ir.Node) -> Iterator[Problem]:
+    """Faults that a node shows by itself."""
+    for value in node.outputs:
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            yield Problem(f"{value.name!r} is no tensor", node_label(node), "unpack-sequences")
+    ranks = [len(v.shape) if v is not None and v.shape is not None else 0 for v in node.inputs]
+    if node.op_type == "MatMul" and 1 in ranks and max(ranks) > _MATRIX:
+        yield Problem("a product of a vector and a stack of matrices", node_label(node), _SPELL)
+    if node.op_type == "If":
+        yield from _uneven_branches(node)
+
+
+def _uneven_branches(node: ir.Node) -> Iterator[Problem]:
+    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    for one, other in zip(*(branch.outputs for branch in branches), strict=True):
+        shapes = (one.shape, other.shape)
+        if None not in shapes and len(one.shape or ()) != len(other.shape or ()):
+            yield Problem(
+                f"the branches of an If give shapes of different ranks, {shapes[0]} and "
+                f"{shapes[1]}",
+                node_label(node),
+                "let both give the same rank, or freeze what decides between them",
+            )
+
+
+def _in_branches(nodes: list[ir.Node], attentions: list[ir.Node]) -> Iterator[Problem]:
+    """Operators that are no single layer, where a branch or a loop holds them."""
+    for node in attentions:
+        yield Problem("no Attention may be in a branch or a loop", node_label(node), _SPELL)
+    if any(node.op_type in _CONTROL for node in nodes):
+        for node in nodes:
+            if node.op_type in _RECURRENT:
+                yield Problem(
+                    f"{node.op_type} may not be beside an If or a Loop in a branch",
+                    node_label(node),
+                    _SPELL,
+                )
 
 
 def _has_float16(module: Module) -> bool:

@@ -16,6 +16,7 @@ from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.target import Lowered, Problem, Requirement, Session, Target
 from aigcc.targets import worker
+from aigcc.targets.culprit import with_culprit
 from aigcc.targets.dims import with_sizes
 from aigcc.targets.jetson.example import EXAMPLE
 from aigcc.targets.jetson.machine_code import read_library
@@ -144,7 +145,15 @@ class Jetson(Target):
         self.check_tools()
         target = self._tvm_target()
         refuse_dynamic(module)
-        found = _compile(module, out, target, self._linker(), ctx.progress)
+        try:
+            found = _compile(module, out, target, self._linker(), ctx.progress)
+        except TargetError as error:
+            ctx.progress("looking for the node at which the compiler fails", 0.0)
+
+            def build(part: Module, folder: Path) -> None:
+                _compile(part, folder, target, self._linker(), lambda text, fraction: None)
+
+            raise with_culprit(error, module, build) from error
         ctx.note(
             None,
             "kernels are fused but neither tiled, vectorised by hand nor tuned, and run on one "

@@ -16,6 +16,7 @@ import pytest
 from aigcc.errors import TargetError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
+from aigcc.ir.verify import verify
 from aigcc.passes.to_fp16 import ToFp16
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
@@ -23,6 +24,7 @@ from aigcc.pipeline.text import parse
 from aigcc.samples import load_samples
 from aigcc.target import Capabilities, check_against
 from aigcc.targets import worker
+from aigcc.targets.culprit import find_culprit, with_culprit
 from aigcc.targets.gpu import ENGINE, INSTALL, KERNELS, ONNX, Gpu
 from aigcc.targets.gpu.kernels import computed_in, read_table, summarise
 
@@ -88,13 +90,22 @@ def in_float16(made: Module) -> Module:
         ('y = BitShift <direction = "LEFT"> (i, i)', "no kernel for BitShift"),
         ("y = Mod (x, x)", "fmod must be 1; or its input must be int32 or int64"),
         ("y = Mod <fmod = 1> (x, x)", ""),
+        ("y = ReduceSum (x, a)", "its input 'a' must be a constant"),
+        ("y = Tile (x, a)", "Tile makes a shape of what the input 'a' holds"),
+        ("b = Abs (a) y = Slice (x, b, a)", "Slice makes a shape of what the input 'a' holds"),
+        ("b = Shape (x) y = Reshape (x, b)", ""),
+        (
+            "v = Constant <value_floats = [1., 2., 3., 4., 5., 6., 7., 8.]> () y = MatMul (v, x)",
+            "a vector and",
+        ),
+        ("y = Cast <to = 17> (x)", "Cast has no float8e4m3fn kernel"),
     ],
 )
 def test_what_the_parser_would_refuse_is_named_beforehand(node: str, words: str) -> None:
     head = (
-        "(float[1,4,8,8] x, uint8[4] i) => (y, m)"
+        "(float[1,4,8,8] x, uint8[4] i, int64[4] a) => (y, m)"
         if "m =" in node
-        else "(float[1,4,8,8] x, uint8[4] i) => (y)"
+        else "(float[1,4,8,8] x, uint8[4] i, int64[4] a) => (y)"
     )
     made = module(f"g {head} <float[4] s = {{1,1,2,2}}> {{ {node} }}")
     messages = [problem.message for problem in Gpu().check(made)]
@@ -163,6 +174,35 @@ def test_attentions_that_share_values_alone_stay(body: str) -> None:
     made = attentions(body.replace("MatMul (q, q)", "Exp (q)"))
     assert Gpu().check(made) == []
     assert "Attention" in [node.op_type for node in legalised(made, Gpu()).nodes()]
+
+
+BRANCHES = {
+    "ranks": ("p = Relu (x)", "q = ReduceMax <keepdims = 0> (x, a)", "shapes of different ranks"),
+    "attention": ("p = Attention (x, k, k)", "q = Neg (x)", "no Attention may be in a branch"),
+    "rnn": (
+        """p = If (c) < then_branch = i () => (float[1,4,8,16] r) { r = Exp (x) },
+  else_branch = j () => (float[1,4,8,16] s) { s = Neg (x) } >
+t, u, v = LSTM <hidden_size = 2> (m, w, w2)""",
+        "q = Neg (x)",
+        "LSTM may not be beside an If",
+    ),
+    "plain": ("p = Relu (x)", "q = Neg (x)", ""),
+}
+
+
+@pytest.mark.parametrize(("then", "other", "words"), BRANCHES.values(), ids=BRANCHES)
+def test_branches_that_the_builder_cannot_take_are_named(then: str, other: str, words: str) -> None:
+    made = module(
+        f"""g (float[1,4,8,16] x, float[1,4,8,16] k, bool c, float[3,1,4] m, float[1,8,4] w,
+  float[1,8,2] w2) => (y) <int64[1] a = {{0}}> {{
+  y = If (c) <then_branch = one () => (p) {{ {then} }}, else_branch = two () => (q) {{ {other} }}>
+}}""",
+        opset=23,
+    )
+    found = [problem.message for problem in Gpu().check(made)]
+    assert any(words in message for message in found) if words else found == []
+    if words and "ranks" not in words:
+        legalised(made, Gpu())
 
 
 def test_float32_attention_is_spelt_out_where_it_stays_float32() -> None:
@@ -405,3 +445,31 @@ def test_a_crash_of_a_compiler_becomes_an_error(
     assert "about to fall" in str(error.value)
     with pytest.raises(TargetError, match="KeyError: 'no such layer'"):
         worker.call("child:fail", {}, lambda *args: None)
+
+
+def test_a_fault_is_bisected_to_its_node() -> None:
+    made = module("""g (float[4] x, bool c) => (float[4] y, float[4] z)
+{
+  a = Exp (x)
+  b = Neg (a)
+  z = Abs (a)
+  [culprit] d = If (c) <
+    then_branch = t () => (float[4] p) { p = Sin (b) },
+    else_branch = e () => (float[4] q) { q = Cos (a) }
+  >
+  y = Neg (d)
+}""")
+    built: list[list[str]] = []
+
+    def build(part: Module, folder: Path) -> None:
+        verify(part.model)
+        built.append([value.name or "" for value in part.outputs])
+        if any(node.op_type == "Sin" for node in part.nodes()):
+            raise TargetError("the builder gives up")
+
+    assert find_culprit(made, build) == "node culprit (If)"
+    assert built == [["a", "b"], ["a", "b", "z"], ["z", "d"]]
+    error = with_culprit(worker.Died("died", at="its log"), made, build)
+    assert (error.what, error.at) == ("died", "node culprit (If)")
+    known = TargetError("no", at="node a")
+    assert with_culprit(known, made, build) is known
