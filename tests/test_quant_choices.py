@@ -132,7 +132,11 @@ def test_a_table_takes_the_scheme_of_its_product_where_size_is_bounded():
     assert sqnr(before, made, feeds[0])["y"] > 35
 
 
-def test_without_a_bound_on_quality_the_most_exact_mixture_is_taken():
+def test_without_a_bound_on_quality_the_most_exact_mixture_is_taken(monkeypatch):
+    def planted(_, alone, schemes):
+        return {"full": 1.0, **{scheme.name: 0.5 for scheme in schemes}}
+
+    monkeypatch.setattr(latency.Latencies, "_measure", planted)
     before, feeds = two_products(64)
     passes = [AssignPrecision(budget="size<=0.7x"), InsertQdq(scheme="full")]
     made, _ = quantised(before, feeds, passes)

@@ -83,6 +83,7 @@ def look(
     names: Sequence[str] = ("w8a8",),
     made: Module | None = None,
     uniform: bool = False,
+    probe: Callable[[Sequence[Choice]], list[Mapping[str, float]]] | None = None,
 ) -> tuple[Found, str]:
     """Search with nodes that are told to use up so much each; what was found, and said."""
     made = made or net()
@@ -98,7 +99,9 @@ def look(
     }
     ctx = Context()
     budget = Budget.parse("sqnr>=20")
-    found = search(Candidates(choices, seconds, every), Sensitivity(costs), budget, trials, ctx)  # type: ignore[arg-type]
+    sensitivity = Sensitivity(costs, frozenset(), probe)
+    known_here = Candidates(choices, seconds, every)
+    found = search(known_here, sensitivity, budget, trials, ctx)  # type: ignore[arg-type]
     return found, "\n".join(remark.message for remark in ctx.remarks)
 
 
@@ -178,6 +181,26 @@ def test_what_the_runtime_refuses_is_planned_again() -> None:
     found, said = look(Planted(used))
     assert found.precision == {}
     assert "mixture 1: refused: no kernel for it" in said
+
+
+def test_what_is_picked_is_measured_before_it_is_built() -> None:
+    """An estimate was far too low for one node, in one of its schemes."""
+    real = {(0, "w8a8"): 5.0, (0, "w8"): 0.1}
+    asked: list[tuple[int, str]] = []
+
+    def alone(mixture: Mixture) -> float:
+        return sum(real.get(choice, 0.1) for choice in mixture.items())
+
+    def probe(choices: Sequence[Choice]) -> list[Mapping[str, float]]:
+        keys = [(choice.position, choice.schemes[0].name) for choice in choices]
+        asked.extend(keys)
+        return [{"sqnr": alone(dict([key]))} for key in keys]
+
+    trials = Planted(alone)
+    found, _ = look(trials, names=("w8a8", "w8"), told=1e-3, probe=probe)
+    assert found.precision == {0: "w8", **dict.fromkeys(range(1, COUNT), "w8a8")}
+    assert len(asked) == len(set(asked)) == COUNT + 1
+    assert [mixture for mixture in trials.measured if mixture] == [found.precision]
 
 
 def test_figures_are_those_of_the_last_run() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from aigcc.analysis.budget import QUALITY, Budget
 from aigcc.passes.quant import programme
 from aigcc.passes.quant.candidates import Candidates
-from aigcc.passes.quant.choose import choose
+from aigcc.passes.quant.choose import Option, choose
 from aigcc.passes.quant.found import MOST, Found, describe, is_near, keeps, rank
 from aigcc.passes.quant.quantise import FULL
 from aigcc.passes.quant.sensitivity import Sensitivity
@@ -21,6 +21,7 @@ _AIM = 0.92
 _FAR = 4.0  # times the budget, by the sums: not worth to be measured
 _CONTENDERS = 3  # that run in turn: all of them are in memory then
 _MORE = 1.05  # times what is saved already: worth more trials
+_SHARPENED = 4  # times that picked estimates are measured, and the programme solved again
 _REFINED = 3  # trials to take fewer nodes back
 
 
@@ -116,17 +117,10 @@ class _Search:
 
     def _measure_mixtures(self, nothing: Found) -> None:
         budget, known = self.budget, self.known
-        options = [
-            programme.options(choice, times, self.sensitivity, known)
-            for choice, times in zip(known.choices, known.seconds, strict=True)
-        ]
         allowed, pace = 1.0, 1.0
         tried: set[tuple[int, ...]] = set()
         for number in range(_TRIALS):
-            bounds = programme.bounds(allowed, pace, budget, nothing, options)
-            picked = choose(options, bounds)
-            if picked is None and not budget.of(["latency"]):
-                picked = choose(options, dataclasses.replace(bounds, seconds=None))
+            options, picked = self._solve(allowed, pace, nothing)
             if picked is None or tuple(picked) in tried or not any(picked):
                 break
             tried.add(tuple(picked))
@@ -144,6 +138,31 @@ class _Search:
                 room = (_AIM - nothing.used) / (found.used - nothing.used)
                 allowed = (programme.expected(chosen, nothing) or allowed) * min(room, 4.0)
             pace = programme.pace(found, nothing, chosen, options)
+
+    def _solve(
+        self, allowed: float, pace: float, nothing: Found
+    ) -> tuple[list[list[Option]], list[int] | None]:
+        """The options of all nodes and the best of them, once what is picked has been measured."""
+        known, budget = self.known, self.budget
+        for last in (*[False] * _SHARPENED, True):
+            options = [
+                programme.options(choice, times, self.sensitivity, known)
+                for choice, times in zip(known.choices, known.seconds, strict=True)
+            ]
+            bounds = programme.bounds(allowed, pace, budget, nothing, options)
+            picked = choose(options, bounds)
+            if picked is None and not budget.of(["latency"]):
+                picked = choose(options, dataclasses.replace(bounds, seconds=None))
+            alone = [
+                dataclasses.replace(choice, schemes=choice.schemes[index - 1 : index])
+                for choice, index in zip(known.choices, picked or (), strict=False)
+                if index
+            ]
+            sharper = self.sensitivity if last else self.sensitivity.sharpened(alone)
+            if sharper is self.sensitivity:
+                break
+            self.sensitivity = sharper
+        return options, picked
 
     def _go_back(self) -> None:
         """Let the nodes of a mixture that cost most for what they save go back to float.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aigcc.analysis.budget import QUALITY, Budget
 from aigcc.analysis.damage import Damage
@@ -24,9 +24,16 @@ class Sensitivity:
     """By position and scheme, the shares of the budget's bounds that this choice alone uses up.
 
     Of a budget that bounds no quality, the powers of the errors that it adds.
+
+    Attributes:
+        shares: As far as they are known.
+        measured: The choices that the model ran with; all others are estimated.
+        probe: Measures more of them.
     """
 
     shares: Mapping[tuple[int, str], Shares]
+    measured: frozenset[tuple[int, str]] = frozenset()
+    probe: Callable[[Sequence[Choice]], list[Shares]] | None = None
 
     def of(self, position: int, scheme: str) -> tuple[float, ...]:
         """The shares of a choice, in the order of the bounds."""
@@ -36,6 +43,17 @@ class Sensitivity:
         """The shares of leaving a node as it is."""
         return tuple(0.0 for _ in next(iter(self.shares.values()), ()))
 
+    def sharpened(self, choices: Sequence[Choice]) -> Sensitivity:
+        """The same, with choices of one scheme each measured that were estimated."""
+        wanted = [c for c in choices if (c.position, c.schemes[0].name) not in self.measured]
+        if self.probe is None or not wanted:
+            return self
+        keys = [(choice.position, choice.schemes[0].name) for choice in wanted]
+        found = dict(zip(keys, self.probe(wanted), strict=True))
+        return dataclasses.replace(
+            self, shares={**self.shares, **found}, measured=self.measured | found.keys()
+        )
+
     @classmethod
     def measure(
         cls, module: Module, choices: Sequence[Choice], evidence: Evidence, ctx: Context
@@ -43,8 +61,9 @@ class Sensitivity:
         """Run the model once for each choice and sample, with the choice's noisiest scheme.
 
         Its other schemes are taken to cost less in proportion to the noise that they add to the
-        node's own output. Ranges are from other samples, if there are several: a node that only
-        does well on what it was calibrated on shows here. The worst sample counts.
+        node's own output, until they are wanted: `sharpened` measures them. Ranges are from other
+        samples, if there are several: a node that only does well on what it was calibrated on shows
+        here. The worst sample counts.
 
         Args:
             module: The module; it is not changed.
@@ -70,21 +89,27 @@ class Sensitivity:
             dataclasses.replace(c, schemes=tuple(s for s in c.schemes if s.name == name))
             for c, name in zip(choices, worst, strict=True)
         ]
-        folds = [
-            _run(module, tried, evidence, number, ctx) for number in range(len(evidence.folds))
-        ]
-        used = [
-            {bound: max(row[bound] for row in rows) for bound in rows[0]}
-            for rows in zip(*folds, strict=True)
-        ]
+        probe = functools.partial(_measure, module, evidence=evidence, ctx=ctx)
         shares: dict[tuple[int, str], Shares] = {}
-        for choice, noise, name, row in zip(choices, noises, worst, used, strict=True):
+        for choice, noise, name, row in zip(choices, noises, worst, probe(tried), strict=True):
             for scheme, own in noise.items():
                 part = own / noise[name] if noise[name] else 0.0
                 shares[choice.position, scheme] = {
                     bound: share * part for bound, share in row.items()
                 }
-        return cls(shares)
+        measured = frozenset((choice.position, choice.schemes[0].name) for choice in tried)
+        return cls(shares, measured, probe)
+
+
+def _measure(
+    module: Module, tried: Sequence[Choice], *, evidence: Evidence, ctx: Context
+) -> list[Shares]:
+    """What each choice alone, in its one scheme, uses up with the samples of the worst fold."""
+    folds = [_run(module, tried, evidence, number, ctx) for number in range(len(evidence.folds))]
+    return [
+        {bound: max(row[bound] for row in rows) for bound in rows[0]}
+        for rows in zip(*folds, strict=True)
+    ]
 
 
 def _run(
