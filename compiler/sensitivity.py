@@ -228,15 +228,15 @@ def _alone(
     noises: dict[int, dict[str, float]] = {choice.position: {} for choice in choices}
     skipped: dict[str, str] = {}
     for done, (name, scheme) in enumerate(known.items()):
-        if module.opset < scheme.opset:
-            skipped[name] = f"it needs opset {scheme.opset}, which convert-opset converts to"
-            continue
         tried = [
             dataclasses.replace(choice, schemes=(scheme,))
             for choice in choices
             if scheme in choice.schemes
         ]
         if not tried:
+            continue
+        if module.opset < scheme.opset:
+            skipped[name] = f"it needs opset {scheme.opset}, which convert-opset converts to"
             continue
         ctx.progress(f"measuring nodes alone in {name}", done / len(known))
         try:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from aigcc.ir.module import Module
+from aigcc.ir.operators import op_key
 from aigcc.limits import Limits, broken_limit
 from aigcc.pipeline.context import Context
 
@@ -36,6 +37,8 @@ class Capabilities:
         dtypes: Element types that values may have.
         facts: Everything else of the target's table (Q/DQ placement, channel multiples, layouts,
             sparsity patterns): read by the passes that need it.
+        versions: By operator, the lowest and the highest version of the default opset in which it
+            runs, where those are not the ones of `opset`.
         limits: By operator, what its nodes must fulfil besides; see `aigcc.limits`.
     """
 
@@ -44,6 +47,7 @@ class Capabilities:
     dtypes: frozenset[str]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, Limits] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, package: str, file: str = _TABLE) -> Capabilities:
@@ -52,19 +56,17 @@ class Capabilities:
         table = tomllib.loads(folder.joinpath(file).read_text("utf-8"))
         if folder.joinpath(_SCHEMES).is_file():
             table["quantize"] = tomllib.loads(folder.joinpath(_SCHEMES).read_text("utf-8"))
-        low, high = table.pop("opset")
+        lowest, highest = table.pop("opset")
         ops = {name: tuple(dtypes) for name, dtypes in table.pop("ops").items()}
         dtypes, limits = frozenset(table.pop("dtypes")), table.pop("limits", {})
-        return cls((low, high), ops, dtypes, table, limits)
+        versions = {
+            name: (first, last) for name, (first, last) in table.pop("versions", {}).items()
+        }
+        return cls((lowest, highest), ops, dtypes, table, limits, versions)
 
     def supports(self, node: ir.Node) -> bool:
         """Whether the runtime has a kernel for this node's operator (types aside)."""
         return op_key(node) in self.ops
-
-
-def op_key(node: ir.Node) -> str:
-    """`Op` for the default domain, `domain::Op` for others: the keys of `Capabilities.ops`."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,13 +227,10 @@ def check_against(module: Module, can: Capabilities) -> list[Problem]:
     """The problems that a capability table alone shows: opset, operators, types and limits."""
     problems = []
     low, high = can.opset
-    if not low <= module.opset <= high:
-        problems.append(
-            Problem(
-                f"opset {module.opset} is outside {low} to {high}",
-                hint=f"run the pass convert-opset(version={min(max(module.opset, low), high)})",
-            )
-        )
+    is_standard = any(node.domain in ("", "ai.onnx") for node in module.nodes())
+    if is_standard and not low <= module.opset <= high:
+        hint = _convert_hint(min(max(module.opset, low), high))
+        problems.append(Problem(f"opset {module.opset} is outside {low} to {high}", hint=hint))
     functions = set(module.model.functions)
     for node in module.nodes():
         if node.op_identifier() in functions:
@@ -241,6 +240,16 @@ def check_against(module: Module, can: Capabilities) -> list[Problem]:
         if dtypes is None:
             problems.append(Problem(f"no kernel for {key}", node=node_label(node)))
             continue
+        first, last = can.versions.get(key, (module.opset, module.opset))
+        if not first <= module.opset <= last:
+            versions = f"from {first} to {last}" if first < last else f"{first}"
+            problems.append(
+                Problem(
+                    f"no kernel for {key} of opset {module.opset}, only of {versions}",
+                    node=node_label(node),
+                    hint=_convert_hint(min(max(module.opset, first), last)),
+                )
+            )
         reason = broken_limit(node, can.limits[key], module.opset) if key in can.limits else ""
         if reason:
             problems.append(Problem(f"{key}: {reason}", node=node_label(node)))
@@ -253,6 +262,10 @@ def check_against(module: Module, can: Capabilities) -> list[Problem]:
                 problems.append(Problem(message, node=node_label(node)))
                 break
     return problems
+
+
+def _convert_hint(version: int) -> str:
+    return f"run the pass convert-opset(version={version}); its remark says what is in the way"
 
 
 def node_label(node: ir.Node) -> str:

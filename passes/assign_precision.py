@@ -81,7 +81,7 @@ class AssignPrecision(Pass):
                 hint="give --target and --samples, or a recipe",
             )
         check_outputs(budget, module)
-        module = _raised(module, ctx)
+        module = raised(module, ctx)
         plain, ctx.target = ctx.target, self._base(module, budget, ctx)
         known = candidates(module, ctx, by_size=bool(budget.of(["size"])))
         evidence = self._gather(module, [*known.choices, *known.uniform], budget, ctx)
@@ -149,7 +149,7 @@ def _rank(figures: Figures, budget: Budget) -> tuple[bool, float]:
     return missed, -figures.measured.get("sqnr", 0.0)
 
 
-def _raised(module: Module, ctx: Context) -> Module:
+def raised(module: Module, ctx: Context) -> Module:
     """A copy in the opset that all schemes are legal in, as far as the target's goes."""
     assert ctx.target is not None
     nodes = [node for node in module.graph if weight_of(node) is not None]

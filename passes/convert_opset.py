@@ -15,8 +15,10 @@ from aigcc.errors import PassError
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
 from aigcc.ir.shapes.inference import infer_shapes
+from aigcc.ir.signatures import is_withdrawn
 from aigcc.options import option
-from aigcc.passes.opsets import HIGHEST, LOWER, LOWEST, LOWEST_RESULT, RAISE, Blocked, Call
+from aigcc.passes.opsets import HIGHEST, LOWER, LOWEST, LOWEST_RESULT, RAISE
+from aigcc.passes.opsets.call import Blocked, Call, Operand
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.rules import Builder
@@ -24,11 +26,14 @@ from aigcc.pipeline.rules import Builder
 _ALIASES = ("", "ai.onnx")
 _RANKS_MATTER = 13
 """Below this version adapters ask for ranks and types (Softmax, Clip, Pad)."""
+_SAYS_NOTHING = frozenset({"consumed_inputs"})  # which inputs could be overwritten, up to opset 5
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertOpset(Pass):
-    """Say the same in another version of the default operator set, 13 to 26.
+    """Say the same in another version of the default operator set.
+
+    Models of opset 1 to 28 are raised, and lowered down to 13.
 
     ```
     y = ReduceMean <axes = [1]> (x)      →      y = ReduceMean (x, axes)      from opset 17 to 18
@@ -44,60 +49,82 @@ class ConvertOpset(Pass):
         """Convert the main graph and every function.
 
         Raises:
-            PassError: the version is not one that models can be converted to.
+            PassError: the version is not one that the module can be converted to.
         """
-        if not LOWEST_RESULT <= self.version <= HIGHEST:
+        least = LOWEST_RESULT if any(self.version < old for _, old in module.roots()) else LOWEST
+        if not least <= self.version <= HIGHEST:
             raise PassError(
-                f"cannot convert to opset {self.version}",
-                hint=f"give a version from {LOWEST_RESULT} to {HIGHEST}",
+                f"cannot convert opset {module.opset} to opset {self.version}",
+                hint=f"give a version from {least} to {HIGHEST}",
             )
-        convert(module, self.version, ctx)
+        convert(module, self.version, ctx, runs=ctx.target is not None)
 
 
-def convert(module: Module, version: int, ctx: Context) -> bool:
-    """Convert all graphs of a module; False, with a remark, where a node does not allow it."""
-    plans, blocked = [], False
-    roots: list[GraphLike] = [module.graph, *module.model.functions.values()]
-    for root in roots:
-        current = root.opset_imports.get("", root.opset_imports.get("ai.onnx", version))
-        if current == version:
-            continue
-        if current < _RANKS_MATTER or version < current:
-            infer_shapes(module.model, only_missing=True)
-        if not LOWEST <= current <= HIGHEST:
-            ctx.decline(None, f"opset {current} is outside {LOWEST} to {HIGHEST}")
-            return False
-        plan = _Plan(root, current, version, ctx)
-        blocked = plan.blocked or blocked
-        plans.append(plan)
-    if blocked or not plans:
-        return not blocked
+def convert(module: Module, version: int, ctx: Context, *, runs: bool) -> bool:
+    """Convert all graphs of a module; False, with a remark, where a node does not allow it.
+
+    Args:
+        module: Changed in place.
+        version: Of the default operator set.
+        ctx: Told what is in the way.
+        runs: Whether an operator that no runtime has in that version is in the way.
+    """
+    plans = plan(module, version, ctx, runs=runs)
+    for node, reason in (blocked for made in plans for blocked in made.blocked):
+        ctx.decline(node, f"{reason}, so opset {version} is not reached")
+    if any(made.blocked for made in plans):
+        return False
+    if not plans:
+        return True
     if not ctx.rewrite(None, f"opset {plans[0].current} to {version}"):
         return False
     names = Names(module)
-    for plan in plans:
-        plan.apply(names, ctx)
+    for made in plans:
+        made.apply(names, ctx)
     least = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)], True)
     module.model.ir_version = max(module.model.ir_version, least)
     return True
 
 
-class _Plan:
-    """What becomes of each node of a main graph or function; made before anything is changed."""
+def plan(module: Module, version: int, ctx: Context, *, runs: bool) -> list[Plan]:
+    """What becomes of a main graph and of each function that has another opset; see `convert`."""
+    plans = []
+    for root, current in module.roots():
+        if current in (0, version):  # 0 where nothing of the default operator set is imported
+            continue
+        if current < _RANKS_MATTER or version < current:
+            infer_shapes(module.model, only_missing=True)
+        plans.append(Plan(root, current, version, ctx if runs else None))
+    return plans
 
-    def __init__(self, root: GraphLike, current: int, version: int, ctx: Context) -> None:
+
+class Plan:
+    """What becomes of each node of a main graph or function; made before anything is changed.
+
+    Attributes:
+        root: The main graph or function.
+        current: Its opset.
+        version: The one that it is to have.
+        blocked: Nodes that mean nothing in that version, and why; then nothing may be applied.
+        changes: What each other node becomes, where that is something else.
+    """
+
+    def __init__(self, root: GraphLike, current: int, version: int, ctx: Context | None) -> None:
         self.root = root
         self.current = current
         self.version = version
-        self.blocked = False
+        self.blocked: list[tuple[ir.Node | None, str]] = []
         self.changes: list[tuple[GraphLike, ir.Node, Call]] = []
+        if not LOWEST <= current <= HIGHEST:
+            self.blocked.append((None, f"opset {current} is outside {LOWEST} to {HIGHEST}"))
+            return
         graphs: list[GraphLike] = [root, *root.subgraphs()]
         for graph in graphs:
             for node in graph:
                 if node.domain in _ALIASES:
                     self._plan(graph, node, ctx)
 
-    def _plan(self, graph: GraphLike, node: ir.Node, ctx: Context) -> None:
+    def _plan(self, graph: GraphLike, node: ir.Node, ctx: Context | None) -> None:
         old = Call(node.op_type, tuple(node.inputs), dict(node.attributes))
         try:
             new = old
@@ -105,9 +132,10 @@ class _Plan:
                 if new.op_type in adapter:
                     new = adapter[new.op_type](new, node)
             new = _fitted(new, node, self.current, self.version)
+            if ctx is not None:
+                _check_kernel(new, self.version, ctx)
         except Blocked as reason:
-            self.blocked = True
-            ctx.decline(node, f"{node.op_type} {reason}, so opset {self.version} is not reached")
+            self.blocked.append((node, f"{node.op_type} {reason}"))
             return
         if new is not old:
             self.changes.append((graph, node, new))
@@ -121,8 +149,16 @@ class _Plan:
                 made.metadata_props["aigcc.made_by"] = ctx.maker
             graph.insert_before(node, builder.made)
             _become(node, new, inputs)
+            if node.op_type == "Dropout" and len(node.outputs) > 1:
+                node.outputs[1].type = None  # of the mask, which nothing uses: it was another one
         self.root.opset_imports.pop("ai.onnx", None)
         self.root.opset_imports[""] = self.version
+
+
+def _check_kernel(new: Call, version: int, ctx: Context) -> None:
+    low, high = ctx.opsets(new.op_type)
+    if not low <= version <= high:
+        raise Blocked(f"does not run in opset {version}")
 
 
 def _steps(current: int, version: int) -> Iterator[Mapping[str, Any]]:
@@ -132,7 +168,7 @@ def _steps(current: int, version: int) -> Iterator[Mapping[str, Any]]:
         yield from (LOWER.get(step, {}) for step in range(current, version, -1))
 
 
-def _value(item: ir.Value | np.ndarray | Call | None, builder: Builder) -> ir.Value | None:
+def _value(item: Operand, builder: Builder) -> ir.Value | None:
     if isinstance(item, Call):
         inputs = [_value(inner, builder) for inner in item.inputs]
         made: ir.Value = builder.node(
@@ -160,13 +196,14 @@ def _fitted(new: Call, node: ir.Node, current: int, version: int) -> Call:
         Blocked: the version lacks the operator, an input, an attribute or a type.
     """
     schema = _schema(new.op_type, version)
-    if schema is None or schema.deprecated:
+    if schema is None or is_withdrawn(schema):
         raise Blocked(f"does not exist in opset {version}")
     if not schema.min_input <= len(new.inputs) <= schema.max_input:
         raise Blocked(f"has another number of inputs in opset {version}")
     if any(given is None for given in new.inputs[: schema.min_input]):
         raise Blocked(f"leaves out an input that opset {version} needs")
-    unknown = [name for name in new.attributes if name not in schema.attributes]
+    idle = [name for name in new.attributes if name in _SAYS_NOTHING]
+    unknown = [n for n in new.attributes if n not in schema.attributes and n not in idle]
     before = _schema(new.op_type, current)
     for name in unknown:
         default = (
@@ -176,7 +213,7 @@ def _fitted(new: Call, node: ir.Node, current: int, version: int) -> Call:
             raise Blocked(f"has an attribute {name} that opset {version} lacks")
     if version < current:
         _check_types(node, schema)
-    return new.replace(drop=unknown) if unknown else new
+    return new.replace(drop=[*unknown, *idle]) if unknown or idle else new
 
 
 def _says_nothing(new: Call, name: str, default: onnx.AttributeProto) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from aigcc.ir.module import Module
 from aigcc.options import option
-from aigcc.passes.convert_opset import ConvertOpset
+from aigcc.passes.convert_opset import convert, plan
 from aigcc.passes.eliminate_dead import EliminateDead
 from aigcc.passes.fuse_activation import FuseActivation
 from aigcc.passes.fuse_affine import FuseAffine
@@ -26,12 +26,13 @@ class Fuse(Pass):
 
     The families are fuse-norm, fuse-activation, fuse-linear, fuse-rotary, fuse-attention and
     fuse-affine. They write standard operators, whatever a target's kernels are: legalize then gives
-    each target the form that is fastest there.
+    each target the form that is fastest there. The opset is raised where a fusion needs a newer
+    operator, only as far as that, and never past what all operators of the model run in.
     """
 
     name: ClassVar[str] = "fuse"
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
-    opset: int = option(24, "raise the opset to this first, as far as the target goes; 0 keeps it")
+    opset: int = option(24, "raise the opset no further than this; 0 keeps it")
     norm: bool = option(True, "fuse LayerNormalization, RMSNormalization, GroupNormalization")
     activation: bool = option(True, "fuse Gelu, Swish, HardSwish, Mish")
     linear: bool = option(True, "bring Gemm and MatMul to one form")
@@ -42,17 +43,40 @@ class Fuse(Pass):
     def run(self, module: Module, ctx: Context) -> None:
         """Raise the opset, run the families that are asked for, and clear away what is left."""
         maker = ctx.maker
-        for step in self._steps(module, ctx):
+        worth = self._worth(module, ctx)
+        if worth > module.opset:
+            ctx.maker = f"{maker}/convert-opset"
+            convert(module, worth, ctx, runs=True)
+        for step in self._families():
             ctx.maker = f"{maker}/{step.name}"
             step.run(module, ctx)
+        ctx.maker = f"{maker}/{EliminateDead.name}"
+        EliminateDead().run(module, ctx)
         ctx.maker = maker
 
-    def _steps(self, module: Module, ctx: Context) -> Iterator[Pass]:
-        opset = self.opset
-        if ctx.target is not None:
-            opset = min(opset, ctx.target.can.opset[1])
-        if opset > module.opset:
-            yield ConvertOpset(version=opset)
+    def _worth(self, module: Module, ctx: Context) -> int:
+        """The opset that the fusions need which a copy of the module allows in a higher one."""
+        top = self.opset if ctx.target is None else min(self.opset, ctx.target.can.opset[1])
+        for version in range(top, module.opset, -1):
+            blocked = next(
+                (made.blocked[0] for made in plan(module, version, ctx, runs=True) if made.blocked),
+                None,
+            )
+            if blocked is None:
+                trial, said = module.clone(), Context(target=ctx.target)
+                convert(trial, version, said, runs=True)
+                for step in self._families():
+                    if not isinstance(
+                        step, FuseAffine
+                    ):  # which needs no opset, and looks at weights
+                        step.run(trial, said)
+                return said.opset
+            if version == top:
+                node, reason = blocked
+                ctx.decline(node, f"{reason}, so opset {version} is not reached", by="opset")
+        return 0
+
+    def _families(self) -> Iterator[Pass]:
         families: tuple[tuple[bool, Pass], ...] = (
             (self.norm, FuseNorm()),
             (self.activation, FuseActivation()),
@@ -62,4 +86,3 @@ class Fuse(Pass):
             (self.affine, FuseAffine()),
         )
         yield from (step for wanted, step in families if wanted)
-        yield EliminateDead()

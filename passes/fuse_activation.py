@@ -81,10 +81,11 @@ class GeluTanh(Rule):
 
 
 class Swish(Rule):
-    """x · Sigmoid(α · x)  ->  Swish(x, α)"""
+    """x · Sigmoid(α · x)  ->  Swish(x, α), which runtimes make of its parts by themselves"""
 
     name = "swish"
     opset = 24
+    raises = False
 
     def pattern(self, op: PatternBuilder, x: Any, alpha: Any) -> Sequence[Apply]:
         return [op.Mul(x, op.Sigmoid(x)), op.Mul(x, op.Sigmoid(op.Mul(x, alpha)))]

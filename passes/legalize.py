@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import onnx
 import onnx_ir as ir
 
 from aigcc.errors import TargetError, did_you_mean
 from aigcc.ir.module import Module
-from aigcc.passes.convert_opset import convert
+from aigcc.ir.operators import op_key
+from aigcc.passes.convert_opset import convert, plan
 from aigcc.passes.legal import DECOMPOSITIONS, PREFERENCES
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
@@ -46,16 +46,27 @@ class Legalize(Pass):
             ctx.note(None, "there is no target to legalise for")
             return
         preferred = _preferred(target)
+        if preferred:
+            apply_rules(module, preferred, ctx)
+        _, high = _opsets(module, ctx)
         for _ in range(_ROUNDS):
-            if preferred:
-                apply_rules(module, preferred, ctx)
-            refused = _refused(module, target)
+            refused = _refused(module, target, high, ctx)
             rules = [_At(rule, refused) for rule in DECOMPOSITIONS]
             if not refused or not apply_rules(module, rules, ctx):
                 break
-        low, high = target.can.opset
-        if not low <= module.opset <= high:
-            convert(module, min(max(module.opset, low), high), ctx)
+        low, high = _opsets(module, ctx)
+        if low <= high and not low <= module.opset <= high:
+            convert(module, min(max(module.opset, low), high), ctx, runs=True)
+
+
+def _opsets(module: Module, ctx: Context) -> tuple[int, int]:
+    """The lowest and the highest opset in which the target, and each operator, runs."""
+    assert ctx.target is not None
+    low, high = ctx.target.can.opset
+    for key in {op_key(node) for node in module.nodes()}:
+        first, last = ctx.opsets(key)
+        low, high = max(low, first), min(high, last)
+    return low, high
 
 
 def _preferred(target: Target) -> list[Rule]:
@@ -71,21 +82,14 @@ def _preferred(target: Target) -> list[Rule]:
     return rules
 
 
-def _refused(module: Module, target: Target) -> frozenset[ir.Node]:
-    """The nodes that the target has a problem with, and those newer than all of its versions."""
+def _refused(module: Module, target: Target, highest: int, ctx: Context) -> frozenset[ir.Node]:
+    """The nodes that the target has a problem with, and those that a lower opset does not have."""
     labels = {problem.node for problem in target.check(module) if problem.node}
-    highest = target.can.opset[1]
-    return frozenset(
-        node
-        for node in module.nodes()
-        if node_label(node) in labels or _is_newer(node, module.opset, highest)
-    )
-
-
-def _is_newer(node: ir.Node, opset: int, highest: int) -> bool:
-    if node.domain not in ("", "ai.onnx") or opset <= highest:
-        return False
-    return not onnx.defs.has(node.op_type, highest, "")
+    newer: set[ir.Node | None] = set()
+    if highest < module.opset:
+        plans = plan(module, highest, ctx, runs=False)
+        newer.update(node for made in plans for node, _ in made.blocked)
+    return frozenset(node for node in module.nodes() if node_label(node) in labels or node in newer)
 
 
 class _At(Rule):

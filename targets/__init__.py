@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from aigcc.catalogue import Catalogue
 from aigcc.errors import PipelineError
 from aigcc.options import build, read_calls
-from aigcc.target import Target
+from aigcc.target import Capabilities, Target
 
 TARGETS: Catalogue[Target] = Catalogue(
     {
@@ -32,3 +33,9 @@ def make_target(text: str, catalogue: Mapping[str, type[Target]] = TARGETS) -> T
             hint="name one, for example mobile(weights=fp16)",
         )
     return build(calls[0], catalogue, "target")
+
+
+@functools.cache
+def reference() -> Capabilities:
+    """What ONNX Runtime takes, in which a module is compared with the one that it was made of."""
+    return make_target("mobile").can

@@ -90,6 +90,7 @@ def sensitivity(
 
 def _prepared(module: Module, ctx: Context) -> Module:
     """The module as a build for the target would quantise it."""
+    from aigcc.passes.assign_precision import raised
     from aigcc.pipeline.manager import PassManager
     from aigcc.pipeline.text import parse
 
@@ -98,7 +99,7 @@ def _prepared(module: Module, ctx: Context) -> Module:
     module = ctx.target.prepare(module, ctx)
     ctx.samples = ctx.samples.fitted(module)
     PassManager(parse(ctx.target.pipeline())).run(module, ctx)
-    return module
+    return raised(module, ctx)
 
 
 def _show(curve: Curve, top: int, feeds: Samples) -> None:

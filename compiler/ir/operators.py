@@ -23,3 +23,8 @@ def is_deterministic(node: ir.Node) -> bool:
             return len(node.inputs) < 3 or node.inputs[2] is None
         return node.op_type not in _RANDOM
     return node.domain in ("com.microsoft", "ai.onnx.ml")
+
+
+def op_key(node: ir.Node) -> str:
+    """`Op` for the default domain, `domain::Op` for others: as target tables have them."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"

@@ -112,7 +112,7 @@ def _check(
         if (domain, op_type) in CONTRIB:
             return ()
         return (_missing_op(domain, op_type, opset, known),)
-    if schema.deprecated:
+    if is_withdrawn(schema):
         return (
             Complaint(
                 f"{op_type} was withdrawn in opset {schema.since_version}",
@@ -145,6 +145,15 @@ def _schema(domain: str, op_type: str, opset: int) -> onnx.defs.OpSchema | None:
     if since is None or since > opset:
         return None
     return onnx.defs.get_schema(op_type, opset, domain)
+
+
+def is_withdrawn(schema: onnx.defs.OpSchema) -> bool:
+    """Whether an operator ends with this version of it.
+
+    GroupNormalization of opset 18 is deprecated too, and all that there is before opset 21.
+    """
+    first = _versions_of_ops(schema.domain)[schema.name]
+    return bool(schema.deprecated) and first < schema.since_version
 
 
 def _missing_op(domain: str, op_type: str, opset: int, known: Mapping[str, int]) -> Complaint:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aigcc.samples import Samples
     from aigcc.target import Target
 
+_ANY = 1 << 30  # no opset is higher
 Kind = Literal["applied", "declined", "note"]
 
 
@@ -54,6 +55,7 @@ class Context:
         progress: Called with a short text and a fraction from 0 to 1 by long-running work.
         remarks: What has been said so far.
         rewrites: Rewrites so far, by maker (`pass` or `pass/rule`).
+        opset: The highest opset that a rewrite so far was worth.
 
     Raises:
         CompileError: `limit` is below 0, or `threads` below 1.
@@ -71,6 +73,7 @@ class Context:
     remarks: list[Remark] = dataclasses.field(default_factory=list)
     rewrites: Counter[str] = dataclasses.field(default_factory=Counter)
     maker: str = ""
+    opset: int = 0
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 0:
@@ -94,6 +97,19 @@ class Context:
         self.rewrites[maker] += 1
         self.remarks.append(Remark("applied", maker, _label(node), message))
         return True
+
+    def opsets(self, key: str) -> tuple[int, int]:
+        """The lowest and the highest default opset in which an operator runs: on the target, and in
+        ONNX Runtime, in which modules are compared.
+
+        Args:
+            key: As `op_key` gives it; of an operator that both have.
+        """
+        from aigcc.targets import reference
+
+        tables = [reference(), *([] if self.target is None else [self.target.can])]
+        found = [table.versions.get(key, (0, _ANY)) for table in tables]
+        return max(low for low, _ in found), min(high for _, high in found)
 
     def decline(self, node: ir.Node | None, message: str, *, by: str = "", **numbers: Any) -> None:
         """Say why a rewrite that was in reach was not made."""

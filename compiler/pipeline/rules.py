@@ -16,6 +16,7 @@ import onnx_ir as ir
 from aigcc.ir.edit import remove_node
 from aigcc.ir.module import GraphLike, Module
 from aigcc.ir.names import Names
+from aigcc.ir.operators import op_key
 from aigcc.ir.shapes.inference import infer_node
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.forms import spelt
@@ -41,11 +42,14 @@ class Rule(ABC):
     Attributes:
         name: What remarks and `aigcc.made_by` call it.
         opset: The lowest default opset in which the right side exists.
+        raises: Whether the right side is worth a higher opset than the module has; otherwise
+            nothing is said where it needs one.
         shared: Bound nodes whose outputs may be used outside the match.
     """
 
     name: ClassVar[str]
     opset: ClassVar[int] = 0
+    raises: ClassVar[bool] = True
     shared: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
@@ -271,6 +275,8 @@ class _Driver:
 
     def _try(self, graph: GraphLike, rule: Rule, match: Match) -> list[ir.Node] | None:
         if rule.opset > self.opset:
+            if not rule.raises:
+                return None
             raise NoMatch(f"needs opset {rule.opset}, and this is opset {self.opset}")
         builder = Builder(
             graph, self.names, _stem(match.root), f"{self.ctx.maker}/{rule.name}", self.opset
@@ -282,6 +288,7 @@ class _Driver:
                 return None
             replaced = _pairs(match.root, made)
             _check_outputs(match.root, replaced)
+            self._check_kernels(builder)
         except NoMatch:
             builder.discard()
             raise
@@ -289,7 +296,20 @@ class _Driver:
         if not self.ctx.rewrite(match.root, equation, by=rule.name):
             builder.discard()
             return None
+        if rule.raises:
+            self.ctx.opset = max(self.ctx.opset, rule.opset)
         return self._commit(graph, match, builder, replaced)
+
+    def _check_kernels(self, builder: Builder) -> None:
+        """Refuse a right side whose operators no runtime has in this opset.
+
+        Raises:
+            NoMatch: names the operator.
+        """
+        for node in builder.made:
+            low, high = self.ctx.opsets(op_key(node))
+            if not low <= self.opset <= high:
+                raise NoMatch(f"{node.op_type} does not run in opset {self.opset}")
 
     def _commit(
         self,

@@ -117,7 +117,7 @@ def _centred(op: Builder, x: ir.Value, axes: range | list[int]) -> tuple[ir.Valu
 def _mean(op: Builder, x: ir.Value, axes: range | list[int]) -> ir.Value:
     """The mean over some axes, which are kept, from the last to the first."""
     for axis in reversed(axes):
-        x = op.ReduceMean(x, [axis]) if op.opset >= 18 else op.ReduceMean(x, axes=[axis])
+        x = op.ReduceMean(x, [axis])
     return x
 
 

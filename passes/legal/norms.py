@@ -18,6 +18,8 @@ from aigcc.passes.conditions import groups_of, is_all, number, product, same_dim
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
 
+_SCALED_BY_CHANNEL = 21  # since this opset a GroupNormalization has a scale for each channel
+
 
 def _axes_from(axis: int, x: ir.Value) -> list[int]:
     return list(range(axis, 0) if axis < 0 else range(axis, _rank(x)))
@@ -135,14 +137,24 @@ def _column(op: Builder, vector: ir.Value, x: ir.Value) -> ir.Value:
 
 
 def _grouped(op: Builder, match: Match) -> ir.Value:
-    """x normalised within its groups, in the shape and type that it has."""
+    """x normalised within its groups, in the shape and type that it has.
+
+    Before opset 21 scale and bias have an element for each group, and are taken in.
+    """
     x, groups = match.x, match.root.attributes["num_groups"].as_int()
     wide = _widened(op, x, match.root)
     rows = op.Reshape(wide, [0, groups, -1])
-    ones, zeros = (np.repeat(number(fill, wide), groups) for fill in (1.0, 0.0))
+    scale: Any = np.repeat(number(1.0, wide), groups)
+    bias: Any = np.repeat(number(0.0, wide), groups)
+    if _by_group(op):
+        scale, bias = (_narrowed(op, each, wide) for each in (match.scale, match.bias))
     epsilon = match.root.attributes.get_float("epsilon", 1e-5)
-    normed = op.InstanceNormalization(rows, ones, zeros, epsilon=epsilon)
+    normed = op.InstanceNormalization(rows, scale, bias, epsilon=epsilon)
     return _narrowed(op, _back(op, normed, x), x)
+
+
+def _by_group(op: Builder) -> bool:
+    return op.opset < _SCALED_BY_CHANNEL
 
 
 def _back(op: Builder, normed: ir.Value, x: ir.Value) -> ir.Value:
@@ -162,6 +174,8 @@ class GroupNorm(Rule):
 
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         x, normed = match.x, _grouped(op, match)
+        if _by_group(op):
+            return normed
         scale, bias = (_column(op, each, x) for each in (match.scale, match.bias))
         value: ir.Value = op.Add(op.Mul(normed, scale), bias)
         return value
@@ -182,9 +196,11 @@ class BatchScaledGroupNorm(Rule):
         channels = match.x.shape[1] if match.x.shape is not None else None
         if not isinstance(channels, int) or match.x.dtype is None:
             return None
-        dtype = match.x.dtype.numpy()
+        normed, dtype = _grouped(op, match), match.x.dtype.numpy()
+        if _by_group(op):
+            return normed
         value: ir.Value = op.BatchNormalization(
-            _grouped(op, match),
+            normed,
             match.scale,
             match.bias,
             np.zeros(channels, dtype),

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from aigcc.ir.operators import op_key
 from aigcc.ir.weights import constant, is_small
 from aigcc.passes.quant.placement import CONVOLUTIONS, table_of, weight_of
-from aigcc.target import op_key
 
 _PRODUCTS = frozenset({*CONVOLUTIONS, "Gemm", "MatMul"})
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})

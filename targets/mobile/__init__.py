@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from aigcc.errors import TargetError
 from aigcc.ir.module import Module
+from aigcc.ir.operators import op_key
 from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.target import (
@@ -26,7 +27,6 @@ from aigcc.target import (
     Target,
     check_against,
     node_label,
-    op_key,
 )
 from aigcc.targets import worker
 from aigcc.targets.mobile.example import example_for
@@ -119,7 +119,6 @@ class Mobile(Target):
         """Opset, operators and types of the table, and what the .ort format cannot hold."""
         can = self.can
         problems = check_against(module, _with_conversions(can))
-        problems.extend(_check_versions(module, can))
         problems.extend(_check_slots(module, can))
         if self.format == "ort":
             problems.extend(self._check_ort(module))
@@ -232,19 +231,6 @@ def _with_conversions(can: Capabilities) -> Capabilities:
 def _widen(types: tuple[str, ...], can: Capabilities) -> tuple[str, ...]:
     converted = can.facts["converted"].items()
     return (*types, *(old for old, new in converted if new in types and old not in types))
-
-
-def _check_versions(module: Module, can: Capabilities) -> Iterator[Problem]:
-    """Operators whose newest version the runtime has no kernel for."""
-    until = can.facts["until"]
-    for node in module.nodes():
-        last = until.get(op_key(node))
-        if last is not None and module.opset > last:
-            yield Problem(
-                f"no kernel for {op_key(node)} of opset {module.opset}, only up to {last}",
-                node=node_label(node),
-                hint=f"run the pass convert-opset(version={last})",
-            )
 
 
 def _check_slots(module: Module, can: Capabilities) -> Iterator[Problem]:

@@ -51,12 +51,12 @@ class Entry:
 
     Attributes:
         types: On any input or output; none where it cannot run.
-        last: The last opset in which it runs.
+        opsets: The first and the last opset in which it runs, where it exists.
         slots: Inputs and outputs that take fewer types than `types` and the standard.
     """
 
     types: Types
-    last: int
+    opsets: tuple[int, int]
     slots: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
@@ -112,7 +112,7 @@ def make_table(registry: Registry) -> dict[str, Any]:
         if entry.types:
             entries["::".join(filter(None, key))] = entry
     every = frozenset[str]().union(*(entry.types for entry in entries.values()))
-    entries["Constant"] = Entry(every, registry.newest)  # becomes an initializer
+    entries["Constant"] = Entry(every, (OLDEST, registry.newest))  # becomes an initializer
     entries = dict(sorted(entries.items()))
     return {
         "onnxruntime": ort.__version__,
@@ -125,7 +125,11 @@ def make_table(registry: Registry) -> dict[str, Any]:
             for name, entry in entries.items()
         },
         "slots": {name: entry.slots for name, entry in entries.items() if entry.slots},
-        "until": {n: entry.last for n, entry in entries.items() if entry.last < registry.newest},
+        "versions": {
+            name: list(entry.opsets)
+            for name, entry in entries.items()
+            if entry.opsets[1] < registry.newest
+        },
     }
 
 
@@ -134,22 +138,24 @@ def _with_kernel(registry: Registry, key: Key) -> Entry:
     assert version is not None
     types, slots = _types_by_slot(schemas[version], registry.types(key, version))
     if key[0]:
-        return Entry(types, registry.newest, slots)
+        return Entry(types, (OLDEST, registry.newest), slots)
     oldest = max(OLDEST, *schemas)
     more = _expands(registry, key, oldest) & _expands(registry, key, registry.newest)
     newer = [other for other in schemas if other > version]
-    return Entry(types | more, min(newer) - 1 if newer and not more else registry.newest, slots)
+    last = min(newer) - 1 if newer and not more else registry.newest
+    return Entry(types | more, (max(OLDEST, min(schemas)), last), slots)
 
 
 def _without_kernel(registry: Registry, key: Key) -> Entry:
     schemas = registry.schemas[key]
-    opsets = range(max(OLDEST, *schemas), registry.newest + 1)
-    types = _expands(registry, key, opsets[0])
-    if not types:
-        return Entry(types, 0)
-    last = max(opset for opset in opsets if types <= _expands(registry, key, opset))
-    _, *others = _constraints(schemas[max(schemas)]).values()
-    return Entry(types.union(*others), last)
+    for version in sorted(schemas, reverse=True):
+        opsets = range(max(OLDEST, version), registry.newest + 1)
+        types = _expands(registry, key, opsets[0])
+        if types:
+            last = max(opset for opset in opsets if types <= _expands(registry, key, opset))
+            _, *others = _constraints(schemas[version]).values()
+            return Entry(types.union(*others), (opsets[0], last))
+    return Entry(frozenset(), (0, 0))
 
 
 def _types_by_slot(schema: Any, kernel: dict[str, Types]) -> tuple[Types, dict[str, list[str]]]:
@@ -173,7 +179,7 @@ def _types_by_slot(schema: Any, kernel: dict[str, Types]) -> tuple[Types, dict[s
 
 def _expands(registry: Registry, key: Key, opset: int) -> Types:
     """Types of an operator's first constraint for which ONNX Runtime replaces it by others."""
-    version = max(registry.schemas[key])
+    version = max(v for v in registry.schemas[key] if v <= opset)
     schema = registry.schemas[key][version]
     if key[0] or not schema.type_constraints or not onnx.defs.has(key[1], opset):
         return frozenset()
@@ -207,7 +213,10 @@ def _one_node(schema: Any, constraint: str, dtype: str, opset: int) -> onnx.Mode
     inputs = [info(formal, f"in{index}") for index, formal in enumerate(single)]
     attributes = {name: _ATTRIBUTES[kind] for name, kind in kinds.items()}
     node = helper.make_node(schema.name, [i.name for i in inputs], ["out0"], **attributes)
-    return _model([node], inputs, [info(schema.outputs[0], "out0")], opset)
+    result = schema.outputs[0]
+    is_same = result.typeStr == constraint  # else it may be told by an attribute
+    output = info(result, "out0") if is_same else onnx.ValueInfoProto(name="out0")
+    return _model([node], inputs, [output], opset)
 
 
 def _model(nodes: list[Any], inputs: list[Any], outputs: list[Any], opset: int) -> onnx.ModelProto:
@@ -268,9 +277,9 @@ def _lines(table: dict[str, Any]) -> Iterator[str]:
         yield f"[slots.{_name(name)}]"
         yield from (f'"{places}" = {_list(types)}' for places, types in slots.items())
     yield ""
-    yield "# The last opset whose version of the operator has a kernel, where it is not the newest."
-    yield "[until]"
-    yield from (f"{_name(name)} = {opset}" for name, opset in table["until"].items())
+    yield "# The first and the last opset in which an operator runs, where it is not the newest."
+    yield "[versions]"
+    yield from (f"{_name(name)} = {opsets}" for name, opsets in table["versions"].items())
 
 
 def _list(types: list[str]) -> str:

@@ -85,7 +85,7 @@ def test_what_runs_is_not_refused() -> None:
         (
             "g (float[2] x) => (float[2] y) { [n] y = RandomNormalLike (x) }",
             22,
-            "n: no kernel for RandomNormalLike of opset 22, only up to 21",
+            "n: no kernel for RandomNormalLike of opset 22, only of from 7 to 21",
         ),
         (
             "g (bool c) => (float[2] y) { y = If (c) <"
@@ -106,7 +106,7 @@ def test_what_does_not_run_is_refused(text: str, opset: int, problem: str) -> No
 def test_an_opset_that_is_too_new_names_the_pass() -> None:
     made = module("g (float[2] x) => (float[2] y) { y = Relu (x) }", 28)
     (problem,) = Mobile().check(made)
-    assert problem.hint == "run the pass convert-opset(version=26)"
+    assert problem.hint.startswith("run the pass convert-opset(version=26)")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def _tile(site: Site) -> Sequence[Dims]:
     data, repeats = site.dims(0), site.known(1)
     if data is None:
         return [None]
-    if repeats is None:
+    if repeats is None or site.opset < 6:  # when it had a number and an axis
         return [[UNKNOWN] * len(data)]
     return [[product(pair) for pair in zip(data, repeats.tolist(), strict=False)]]
 
@@ -177,7 +177,7 @@ def _concat(site: Site) -> Sequence[Dims]:
     known = [dims for dims in operands if dims is not None]
     if not known:
         return [None]
-    axis = site.attribute("axis") % len(known[0])
+    axis = site.attribute("axis", 1) % len(known[0])
     # Apart from the axis all operands agree, so that any of them may say what a dim is.
     dims = [_agreed(column) for column in zip(*known, strict=True)]
     dims[axis] = add(*(UNKNOWN if operand is None else operand[axis] for operand in operands))
@@ -195,6 +195,8 @@ def _split(site: Site) -> Sequence[Dims]:
         return [None] * count
     axis = site.attribute("axis", 0) % len(data)
     sizes = _or_none(site.elements, "split", 1)
+    if sizes is not None and any(isinstance(size, float) for size in sizes):
+        return [None] * count  # as opset 1 allows
     if sizes is None and site.input(1) is None:
         even = quotient(data[axis], count)
         chunk = ceil_div(data[axis], count)
