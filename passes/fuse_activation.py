@@ -168,6 +168,8 @@ class FuseActivation(RulePass):
     ```
     s = Sigmoid (x); y = Mul (x, s)      →      y = Swish (x)
     ```
+    Infinities and NaN come out as before; only a product that overflows on the left, such as that
+    of 6 and a number near the largest of the type, need not on the right.
     """
 
     name: ClassVar[str] = "fuse-activation"

@@ -49,8 +49,7 @@ def are_ordinary(factors: Array, dtype: ir.DataType) -> bool:
 def holds(numbers: Array, dtype: ir.DataType) -> bool:
     """Whether a type holds computed numbers, each with all digits that it has for others."""
     with np.errstate(over="ignore", invalid="ignore"):
-        rounded = numbers.astype(dtype.numpy()).astype(np.float64)
-    off = np.abs(rounded - numbers)
+        off = np.abs(numbers.astype(dtype.numpy()).astype(np.float64) - numbers)
     return bool((np.isfinite(numbers) & (off <= resolution(dtype) * np.abs(numbers))).all())
 
 

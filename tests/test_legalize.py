@@ -176,6 +176,20 @@ g (float[2,4] x) => (y)
     legalised(module, Device(lacks=frozenset({"LpNormalization"})))
 
 
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 1e-10, 1e15, np.inf, np.nan])
+def test_a_norm_of_any_size(size: float, p: int) -> None:
+    module = Module.parse(f"""<ir_version: 10, opset_import: ["" : 22]>
+g (float[2,4] x) => (y) {{ y = LpNormalization <p = {p}> (x) }}""")
+    infer_shapes(module.model)
+    after = module.clone()
+    target = Device(lacks=frozenset({"LpNormalization"}))
+    PassManager([Legalize()]).run(after, Context(target=target))
+    x = np.array([[size, 0, -size, 2], [size, 0, -size, size]], np.float32)
+    old, new = (OrtSession(each, optimise=False).run({"x": x})["y"] for each in (module, after))
+    np.testing.assert_allclose(new, old, rtol=1e-6)
+
+
 def test_celu() -> None:
     module = Module.parse("""<ir_version: 11, opset_import: ["" : 24]>
 g (float[2,4] x) => (y) { y = Celu <alpha = 0.5> (x) }""")

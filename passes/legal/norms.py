@@ -299,7 +299,7 @@ class SummedLayerNorm(Rule):
 
 
 class LpNorm(Rule):
-    """LpNormalization(x) -> x / Max(ReduceL2(x), tiny), or ReduceL1; zeros stay zeros"""
+    """LpNormalization(x) -> x / n, with n = ReduceL2(x) or ReduceL1(x), or infinity for 0"""
 
     name = "lp-norm"
 
@@ -309,8 +309,7 @@ class LpNorm(Rule):
     def rewrite(self, op: Builder, match: Match) -> ir.Value:
         attributes, x = match.root.attributes, match.x
         name = f"ReduceL{attributes.get_int('p', 2)}"
-        length = op.node(name, [x, [attributes.get_int("axis", -1)]], {})
-        dtype = number(0.0, x).dtype
-        tiny = np.array(np.finfo(dtype).tiny, dtype)
-        value: ir.Value = op.Div(x, op.Max(length, tiny))
+        norm = op.node(name, [x, [attributes.get_int("axis", -1)]], {})
+        is_not_0 = op.Cast(norm, to=int(ir.DataType.BOOL))
+        value: ir.Value = op.Div(x, op.Where(is_not_0, norm, number(math.inf, x)))
         return value
