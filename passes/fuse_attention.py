@@ -19,6 +19,8 @@ from aigcc.passes.masks import covers
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Replacement, Rule, RulePass
 
+_SIDES = ("left", "right")
+
 
 def _altered(op: Builder, node: ir.Node, inputs: Sequence[Any], **changes: Any) -> list[ir.Value]:
     """The same Attention with other inputs and some attributes changed."""
@@ -128,6 +130,8 @@ class Cache(Rule):
         causal = root.attributes.get("is_causal")
         if len(root.outputs) > 1 or (causal is not None and causal.as_int()):
             return None
+        if any(root.attributes.get_int(f"{side}_window_size", -1) >= 0 for side in _SIDES):
+            raise NoMatch("a window would begin behind the cache")
         if any(
             node.attributes["axis"].as_int() not in (2, -2) for node in (match.keys, match.values)
         ):

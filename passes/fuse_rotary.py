@@ -384,8 +384,9 @@ class PartOfWidth(Rule):
         elif [_cut(match.low, x), _cut(match.high, x)] != [(0, width), (width, x.shape[3])]:
             return None
         attributes = {n: a.value for n, a in match.rotary.attributes.items()}
+        turned = attributes.get("rotary_embedding_dim", 0) or width
         value: ir.Value = op.RotaryEmbedding(
-            x, match.cos, match.sin, **{**attributes, "rotary_embedding_dim": width}
+            x, match.cos, match.sin, **{**attributes, "rotary_embedding_dim": turned}
         )
         return value
 

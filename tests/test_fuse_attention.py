@@ -310,3 +310,30 @@ def test_rotary(module: Module) -> None:
     operators = [node.op_type for node in fused(module, FuseRotary()).nodes()]
     assert operators.count("RotaryEmbedding") == 1
     assert not {"Neg", "Mul", "Concat"} & set(operators)
+
+
+def test_a_part_of_a_part_turns_no_more_than_it_did() -> None:
+    module = Module.parse("""<ir_version: 10, opset_import: ["" : 23]>
+g (float[1,2,3,8] x, float[1,3,1] c, float[1,3,1] s) => (float[1,2,3,8] y)
+<int64[2] sizes = {4, 4}>
+{
+  a, b = Split <axis = -1> (x, sizes)
+  t = RotaryEmbedding <rotary_embedding_dim = 2> (a, c, s)
+  y = Concat <axis = -1> (t, b)
+}""")
+    (node,) = fused(module, FuseRotary()).graph
+    assert node.attributes["rotary_embedding_dim"].as_int() == 2
+
+
+def test_a_cache_stays_outside_of_a_window() -> None:
+    module = Module.parse("""<ir_version: 13, opset_import: ["" : 25]>
+g (float[1,2,3,4] q, float[1,2,2,4] pk, float[1,2,3,4] k, float[1,2,2,4] pv, float[1,2,3,4] v)
+=> (float[1,2,3,4] y, float[1,2,5,4] keys, float[1,2,5,4] values)
+{
+  keys = Concat <axis = 2> (pk, k)
+  values = Concat <axis = 2> (pv, v)
+  y = Attention <left_window_size = 1> (q, keys, values)
+}""")
+    infer_shapes(module.model)
+    PassManager([FuseAttention()]).run(module)
+    assert [node.op_type for node in module.graph] == ["Concat", "Concat", "Attention"]

@@ -12,6 +12,7 @@ from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Replacement, Rule
 
 _DOMAIN = "com.microsoft"
+_EPSILON = 1e-12  # of norms that add first, where they name none
 
 
 class FusedMatMul(Rule):
@@ -56,7 +57,7 @@ class SkipLayerNorm(Rule):
 
     def rewrite(self, op: Builder, match: Match) -> Replacement:
         total = _total(op, match)
-        epsilon = match.root.attributes.get_float("epsilon", 1e-12)
+        epsilon = match.root.attributes.get_float("epsilon", _EPSILON)
         y = op.LayerNormalization(total, match.gamma, match.beta, axis=-1, epsilon=epsilon)
         return _outputs(match.root, y, total)
 
@@ -71,7 +72,8 @@ class SkipRmsNorm(Rule):
 
     def rewrite(self, op: Builder, match: Match) -> Replacement:
         total = _total(op, match)
-        return _outputs(match.root, rms_norm(op, total, match.gamma, match.root), total)
+        y = rms_norm(op, total, match.gamma, match.root, _EPSILON)
+        return _outputs(match.root, y, total)
 
 
 def _total(op: Builder, match: Match) -> ir.Value:

@@ -72,17 +72,19 @@ def _narrowed(op: Builder, y: ir.Value, like: ir.Value) -> ir.Value:
     return value
 
 
-def _inverse_root(op: Builder, square: ir.Value, node: ir.Node) -> ir.Value:
-    epsilon = number(node.attributes.get_float("epsilon", 1e-5), square)
+def _inverse_root(op: Builder, square: ir.Value, node: ir.Node, default: float = 1e-5) -> ir.Value:
+    epsilon = number(node.attributes.get_float("epsilon", default), square)
     value: ir.Value = op.Reciprocal(op.Sqrt(op.Add(square, epsilon)))
     return value
 
 
-def rms_norm(op: Builder, x: ir.Value, scale: ir.Value, node: ir.Node) -> ir.Value:
-    """x / sqrt(mean(x * x) + epsilon) * scale, with the attributes of `node`."""
+def rms_norm(
+    op: Builder, x: ir.Value, scale: ir.Value, node: ir.Node, epsilon: float = 1e-5
+) -> ir.Value:
+    """x / sqrt(mean(x * x) + epsilon) * scale, with the attributes of `node`, else that epsilon."""
     wide = _widened(op, x, node)
     square = _mean(op, op.Mul(wide, wide), _axes_from(node.attributes.get_int("axis", -1), x))
-    normed = _narrowed(op, op.Mul(wide, _inverse_root(op, square, node)), x)
+    normed = _narrowed(op, op.Mul(wide, _inverse_root(op, square, node, epsilon)), x)
     value: ir.Value = op.Mul(normed, scale)
     return value
 
