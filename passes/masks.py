@@ -69,6 +69,8 @@ def prepared(op: Builder, mask: ir.Value, *, empty_is_nan: bool) -> ir.Value:
     dtype = mask.dtype
     if dtype not in FINITE:
         raise NoMatch("the type of the mask is not one of floats")
+    if mask.shape is not None and not len(mask.shape):
+        raise NoMatch("the mask is one number, and has no rows")
     lowest_is_finite = _may_hold_lowest(mask, Extents(), _DEEPEST)
     if not lowest_is_finite and not empty_is_nan:
         return mask

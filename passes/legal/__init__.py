@@ -18,6 +18,8 @@ from aigcc.passes.legal.attention import Cache, Decompose, MultiHead
 from aigcc.passes.legal.centred import CentredNorm, MeanVarianceNorm
 from aigcc.passes.legal.contrib import FusedMatMul, SkipLayerNorm, SkipRmsNorm
 from aigcc.passes.legal.convolutions import UpsampledConv
+from aigcc.passes.legal.integers import WideIntegers
+from aigcc.passes.legal.movement import SlicedSplit, SpreadTile
 from aigcc.passes.legal.norms import (
     BatchScaledGroupNorm,
     GroupNorm,
@@ -26,7 +28,7 @@ from aigcc.passes.legal.norms import (
     RmsNorm,
     SummedLayerNorm,
 )
-from aigcc.passes.legal.padding import PaddedTranspose
+from aigcc.passes.legal.padding import PaddedAverage, PaddedTranspose
 from aigcc.passes.legal.products import VectorMatMul
 from aigcc.passes.legal.recurrent import Unrolled
 from aigcc.passes.legal.resize import SpelledResize
@@ -47,6 +49,7 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     HardSwish(),
     LayerNorm(),
     Mish(),
+    PaddedAverage(),
     PaddedTranspose(),
     QuickGelu(),
     RmsNorm(),
@@ -64,6 +67,9 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     Stft(),
     Dft(),
     VectorMatMul(),
+    SlicedSplit(),
+    SpreadTile(),
+    WideIntegers(),
 )
 """Tried in this order on what a target refuses."""
 

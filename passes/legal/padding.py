@@ -59,6 +59,41 @@ class PaddedTranspose(Rule):
         return _transposed(op, match, missing, *_shared_out(cut, padding))
 
 
+class PaddedAverage(Rule):
+    """AveragePool(x, ceil_mode, count_include_pad) -> AveragePool(Pad(x), ceil_mode)
+
+    What the last window reads beyond the padding counts no more than it did.
+    """
+
+    name = "pad-average"
+    opset = 11  # pads are an input
+
+    def pattern(self, op: PatternBuilder, x: Any) -> Apply:
+        return op.AveragePool(x)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
+        node = match.root
+        flags = [node.attributes.get_int(name, 0) for name in ("ceil_mode", "count_include_pad")]
+        if not all(flags):
+            return None
+        if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+            raise NoMatch("its padding is not known")
+        spans = _spans(node, match.x, len(node.attributes.get_ints("kernel_shape")))
+        steps = node.attributes.get_ints("strides", (1,) * len(spans))
+        pads = np.reshape(node.attributes.get_ints("pads", (0,) * 2 * len(spans)), (2, -1))
+        padded = op.Pad(match.x, np.pad(pads, ((0, 0), (2, 0))).ravel())
+        value: ir.Value = op.AveragePool(padded, **keeping(node, "pads", "count_include_pad"))
+        if all(more + step <= span for more, step, span in zip(pads[1], steps, spans, strict=True)):
+            return value
+        # a window that begins in the padding behind is none, but begins with numbers now
+        counts = [size(node.outputs[0], axis + 2) for axis in range(len(spans))]
+        if None in counts:
+            raise NoMatch("how many windows begin in its padding is not known")
+        none, axes = np.zeros(len(spans), np.int64), np.arange(2, len(spans) + 2)
+        cut: ir.Value = op.Slice(value, none, np.array(counts), axes)
+        return cut
+
+
 def _spans(node: ir.Node, weight: ir.Value, rank: int) -> list[int]:
     """How many numbers the window spans, by axis.
 

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +25,7 @@ from aigcc.targets.cpu import convert
 from aigcc.targets.cpu.example import example_for
 from aigcc.targets.cpu.kernels import KERNELS, Kernel, summarise, with_products, write_table
 from aigcc.targets.cpu.machine import has_bfloat16, processor
+from aigcc.targets.cpu.refusals import refusals
 from aigcc.targets.cpu.session import OpenVinoSession
 
 MODEL = "model.xml"
@@ -43,8 +43,9 @@ class Cpu(Target):
     QuantizeLinear and DequantizeLinear surround it. With `precision=bf16` what is float32 there
     runs in bfloat16, but for sines and what they are taken of, and variances; group norms of large
     images are made of sums over channels. Where the CPU would have to emulate bfloat16, nothing is
-    put into it. The kernels that this machine chose are read back; another CPU takes others. Shapes
-    stay dynamic in the artifact; a session compiles for those that come first, until there are
+    put into it. Integers have 32 bits there, doubles are float32, and what NaN enters need not give
+    NaN. The kernels that this machine chose are read back; another CPU takes others. Shapes stay
+    dynamic in the artifact; a session compiles for those that come first, until there are
     others.
     """
 
@@ -116,8 +117,8 @@ class Cpu(Target):
             )
 
     def check(self, module: Module) -> list[Problem]:
-        """Operators, types and limits of the table, and blocks that do not divide their axis."""
-        return [*super().check(module), *_check_blocks(module)]
+        """Operators, types and limits of the table, and what that cannot say."""
+        return [*super().check(module), *refusals(module)]
 
     def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
         """Write `model.xml` and its weights, and list the kernels in `kernels.json`.
@@ -206,20 +207,6 @@ def _is_installed() -> bool:
 
 def _lacks_bfloat16() -> bool:
     return _is_installed() and not has_bfloat16()
-
-
-def _check_blocks(module: Module) -> Iterator[Problem]:
-    for node in module.nodes():
-        size = node.attributes.get_int("block_size", 0)
-        shape = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
-        if node.op_type not in ("DequantizeLinear", "QuantizeLinear") or not size or shape is None:
-            continue
-        length = shape[node.attributes.get_int("axis", 1)]
-        if isinstance(length, int) and length % size:
-            yield Problem(
-                f"{node.op_type}: blocks of {size} do not divide an axis of {length}",
-                node=node_label(node),
-            )
 
 
 def _save_feeds(module: Module, ctx: Context, path: Path) -> list[str]:

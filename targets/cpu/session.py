@@ -20,6 +20,8 @@ _OWN_TYPES: dict[str, Any] = {
     "f8e4m3": ml_dtypes.float8_e4m3fn,
     "f8e5m2": ml_dtypes.float8_e5m2,
 }
+# Two of these share a byte.
+_HALF_BYTES: dict[str, Any] = {"i4": np.dtype(ml_dtypes.int4), "u4": np.dtype(ml_dtypes.uint4)}
 
 
 class OpenVinoSession:
@@ -127,11 +129,17 @@ class OpenVinoSession:
 
         kind = self._types[self._inputs[name]]
         tensor = openvino.Tensor(kind, openvino.Shape(array.shape))
-        if tensor.data.shape != array.shape or tensor.data.itemsize != array.itemsize:
+        packed = _packed(array) if kind.get_type_name() in _HALF_BYTES else array
+        if (
+            tensor.get_size() != array.size
+            or tensor.data.shape != packed.shape
+            or tensor.data.itemsize != packed.itemsize
+        ):
             raise CompileError(
                 f"input {name!r} takes {kind.get_type_name()}, not {array.dtype}", at=self._where
             )
-        tensor.data[...] = np.ascontiguousarray(array).reshape(array.shape).view(tensor.data.dtype)
+        data = np.ascontiguousarray(packed).reshape(packed.shape)
+        tensor.data[...] = data.view(tensor.data.dtype)
         return tensor
 
     @contextlib.contextmanager
@@ -152,7 +160,25 @@ def explain(error: RuntimeError) -> str:
     return " ".join(kept)
 
 
+def _packed(array: np.ndarray) -> np.ndarray:
+    """Integers of half a byte, two to a byte, the first one low; others as they are."""
+    if array.dtype not in _HALF_BYTES.values():
+        return array
+    halves = array.ravel().astype(np.int8).view(np.uint8) & 15
+    halves = np.append(halves, np.zeros(halves.size % 2, np.uint8)).reshape(-1, 2)
+    packed: np.ndarray = halves[:, 0] | halves[:, 1] << 4
+    return packed
+
+
 def _array(tensor: Any) -> np.ndarray:
-    own = _OWN_TYPES.get(tensor.get_element_type().get_type_name())
+    name = tensor.get_element_type().get_type_name()
     data: np.ndarray = tensor.data.copy()
-    return data if own is None else data.view(own)
+    if name in _OWN_TYPES:
+        return data.view(_OWN_TYPES[name])
+    if name not in _HALF_BYTES:
+        return data
+    bytes_ = data.ravel().view(np.uint8)
+    halves = np.stack([bytes_ & 15, bytes_ >> 4], axis=1).ravel()[: tensor.get_size()]
+    if name == "i4":
+        halves = (halves.view(np.int8) ^ 8) - 8
+    return halves.astype(_HALF_BYTES[name]).reshape(tuple(tensor.shape))

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -260,3 +261,161 @@ def test_the_batch_may_come_first(kind: str, tmp_path: Path) -> None:
     wanted = OrtSession(usual, optimise=False).run(feeds)
     wanted = {"y": wanted["y"].transpose(2, 0, 1, 3), "last": wanted["last"].transpose(1, 0, 2)}
     check(made, tmp_path, {"x": x, "h": h, "l": lengths}, wanted=wanted)
+
+
+def refused(made: Module) -> str:
+    """What a build for cpu would say that it cannot run."""
+    after = made.clone()
+    PassManager(parse(Cpu().pipeline())).run(after, Context(target=Cpu()))
+    return "; ".join(f"{problem.node}: {problem.message}" for problem in Cpu().check(after))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Neg", "Abs"])
+def test_small_integers_wrap(op: str, dtype: str, tmp_path: Path) -> None:
+    pairs = op not in ("Neg", "Abs")
+    if dtype == "uint8" and not pairs:
+        return
+    ends = np.iinfo(dtype)
+    x = np.array([ends.max, ends.max - 1, 100, 7, ends.min + (op == "Div")], dtype)
+    made = module(
+        f"({dtype}[N] x, {dtype}[N] z) => ({dtype}[N] y) {{ y = {op} (x{', z' if pairs else ''}) }}"
+    )
+    feeds = {"x": x, "z": np.array([3, 100, 100, 2, 1], dtype)}
+    check(made, tmp_path, feeds)
+
+
+def test_quotients_of_small_integers_inside_of_a_branch(tmp_path: Path) -> None:
+    made = module(
+        """(bool c, uint8[4] x, uint8[4] z) => (uint8[4] y)
+{
+  y = If (c) < then_branch = t () => (uint8[4] p) { p = Div (x, z) },
+               else_branch = e () => (uint8[4] q) { q = Max (x, z) } >
+}"""
+    )
+    x, z = np.array([7, 9, 11, 100], np.uint8), np.array([2, 4, 3, 7], np.uint8)
+    check(made, tmp_path, {"c": True, "x": x, "z": z})
+
+
+@pytest.mark.parametrize("dtype", ["float", "int8"])
+def test_tiles_whose_counts_are_computed(dtype: str, tmp_path: Path) -> None:
+    made = module(f"({dtype}[A,B,C,D] x, int64[4] r) => ({dtype}[E,F,G,H] y) {{ y = Tile (x, r) }}")
+    x = (10 * normal(2, 3, 4, 5)).astype("float32" if dtype == "float" else dtype)
+    counts = [[7, 6, 4, 2], [1, 1, 1, 1], [2, 1, 3, 1]]
+    check(made, tmp_path, *({"x": x, "r": np.array(count)} for count in counts))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("y, z, u = Split <num_outputs = 3, axis = 1> (x)", [(2, 7), (2, 6), (1, 5)]),
+        ("y, z, u = Split <axis = 1> (x, s)", [(2, 7), (2, 9)]),
+    ],
+)
+def test_splits_whose_parts_are_computed(
+    text: str, parts: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    given = ", int64[3] s" if "s)" in text else ""
+    made = module(
+        f"(float[A,B] x{given}) => (float[A,C] y, float[A,D] z, float[A,E] u) {{ {text} }}"
+    )
+    samples = []
+    for shape in parts:
+        sizes = {"s": np.array([2, 1, shape[1] - 3])} if given else {}
+        samples.append({"x": normal(*shape), **sizes})
+    check(made, tmp_path, *samples)
+
+
+@pytest.mark.parametrize("sizes", ["1,2,6,5", "N,2,H,W"])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]",
+        "kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 0, 0]",
+        "kernel_shape = [2, 2], strides = [2, 2], pads = [1, 1, 0, 0], dilations = [2, 2]",
+    ],
+)
+def test_padding_that_counts_in_averages(attributes: str, sizes: str, tmp_path: Path) -> None:
+    made = module(
+        f"""(float[{sizes}] x) => (float[A,B,C,D] y)
+{{ y = AveragePool <{attributes}, ceil_mode = 1, count_include_pad = 1> (x) }}""",
+        19,
+    )
+    check(made, tmp_path, {"x": normal(1, 2, 6, 5)})
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+def test_integers_of_half_a_byte_come_and_go(dtype: str, tmp_path: Path) -> None:
+    made = module(
+        f"""({dtype}[N,M] x) => ({dtype}[N,M] y, float[N,M] z)
+{{ z = Cast <to = 1> (x)  h = Abs (z)  y = Cast <to = {22 if dtype == "int4" else 21}> (h) }}""",
+        21,
+    )
+    low = -7 if dtype == "int4" else 0
+    x = np.arange(low, low + 15).reshape(3, 5)
+    own = getattr(ml_dtypes, dtype)
+    wanted = {"y": np.abs(x).astype(own), "z": x.astype(np.float32)}
+    check(made, tmp_path, {"x": x.astype(own)}, wanted=wanted)
+
+
+IMAGE = "float[1,2,6,6] x"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "nodes", "words"),
+    [
+        ("double[2] x", "y = Cast <to = 1> (x)", "input 'x' is a double"),
+        ("float[2] x", "y = Cast <to = 11> (x)", "output 'y' is a double"),
+        ("uint32[2] x", "y = Max (x, x)", "no uint32 kernel"),
+        ("uint64[2] x", "y = Identity (x)", "no uint64 kernel"),
+        ("int32[2,2] x", "y = MatMul (x, x)", "no int32 kernel"),
+        ("uint8[2] x", 'y = BitShift <direction = "LEFT"> (x, x)', "y: BitShift: direction must"),
+        ("float[2] x", "a = Cast <to = 17> (x) y = Cast <to = 1> (a)", "saturate must be 0"),
+        ("int64[2] x", "y = Add (x, k)", "y: Add: its input 'k' needs more than 32 bits"),
+        ("float[2] x, float v", "y = Pad (x, p, v)", "y: Pad: its input 'v' must be a constant"),
+        ("float[1,1,2,2,2] x, float[1,1,1,1,3] g", "y = GridSample (x, g)", "must have 4 dims"),
+        ("float[2,3] x, int64[n] a", "y = ReduceSum <keepdims = 0> (x, a)", "'a' must be a"),
+        ("float[2,3] x, int64[1] a", "y = Unsqueeze (x, a)", "y: Unsqueeze: its input 'a' must"),
+        (
+            IMAGE,
+            'y = MaxPool <kernel_shape = [2, 2], dilations = [2, 2], auto_pad = "SAME_UPPER"> (x)',
+            "y: MaxPool: auto_pad has no one meaning",
+        ),
+        (
+            IMAGE,
+            'y = LpPool <kernel_shape = [1, 1], strides = [2, 2], auto_pad = "SAME_LOWER"> (x)',
+            "y: LpPool: auto_pad has no one meaning",
+        ),
+    ],
+)
+def test_what_openvino_gets_wrong_is_refused(inputs: str, nodes: str, words: str) -> None:
+    made = module(
+        f"""({inputs}) => (y) <int64[1] k = {{1099511627776}}, int64[2] p = {{1, 1}}>
+{{ {nodes} }}""",
+        21,
+    )
+    assert words in refused(made)
+
+
+def test_a_body_that_reads_what_others_compute_is_refused() -> None:
+    made = module(
+        """(float[3] s, float[5,3] x, float[3] k) => (float[3] f, float[5,3] y)
+{
+  f, y = Scan <num_scan_inputs = 1,
+    body = b (float[3] a, float[3] i) => (float[3] c, float[3] d) { c = Add (a, i) d = Mul (c, k) }
+  > (s, x)
+}"""
+    )
+    assert "its body reads 'k' from outside" in refused(made)
+
+
+def test_branches_of_several_ranks_are_named() -> None:
+    made = module(
+        """(bool c, float[1,4,6] x) => (y) <float[2,4,3] w = {WEIGHT}, int64[1] a = {0}>
+{
+  z = If (c) < then_branch = t () => (float[4,6] p) { p = Squeeze (x, a) },
+               else_branch = e () => (float[1,4,6] q) { q = Identity (x) } >
+  y = Conv (z, w)
+}""".replace("WEIGHT", listed(normal(2, 4, 3)))
+    )
+    assert "If: its branches make 2 and 3 dims of 'z'" in refused(made)
