@@ -29,9 +29,11 @@ PASSES: Catalogue[Pass] = Catalogue(
         "merge-qkv": "aigcc.passes.merge_qkv:MergeQkv",
         "merge-subexpressions": "aigcc.passes.merge_subexpressions:MergeSubexpressions",
         "simplify": "aigcc.passes.simplify:Simplify",
+        "take-branches": "aigcc.passes.take_branches:TakeBranches",
         "to-fp16": "aigcc.passes.to_fp16:ToFp16",
         "to-fp32": "aigcc.passes.to_fp32:ToFp32",
         "unpack-sequences": "aigcc.passes.unpack_sequences:UnpackSequences",
+        "unroll-loops": "aigcc.passes.unroll_loops:UnrollLoops",
         "weights-fp16": "aigcc.passes.weights_fp16:WeightsFp16",
     }
 )

@@ -15,7 +15,9 @@ from aigcc.passes.lift_constants import LiftConstants
 from aigcc.passes.merge_initializers import MergeInitializers
 from aigcc.passes.merge_subexpressions import MergeSubexpressions
 from aigcc.passes.simplify import Simplify
+from aigcc.passes.take_branches import TakeBranches
 from aigcc.passes.unpack_sequences import UnpackSequences
+from aigcc.passes.unroll_loops import UnrollLoops
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 
@@ -25,7 +27,7 @@ class Canonicalize(Pass):
     """Run the clean-up passes until none finds anything more.
 
     Once: lift-constants, infer-shapes, unpack-sequences. In rounds: fold-shapes, fold-constants,
-    simplify, merge-initializers, merge-subexpressions, eliminate-dead.
+    take-branches, unroll-loops, simplify, merge-initializers, merge-subexpressions, eliminate-dead.
     """
 
     name: ClassVar[str] = "canonicalize"
@@ -39,6 +41,8 @@ class Canonicalize(Pass):
             InferShapes(only_missing=True),
             FoldShapes(),
             FoldConstants(limit=self.limit),
+            TakeBranches(),
+            UnrollLoops(),
             Simplify(),
             MergeInitializers(),
             MergeSubexpressions(),

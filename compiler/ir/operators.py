@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
+
+from aigcc.ir.edit import held_graphs
 
 _RANDOM = frozenset(
     {
@@ -15,6 +19,20 @@ _RANDOM = frozenset(
     }
 )
 
+_RANDOM_CONTRIB = frozenset({"BiasDropout", "BitmaskBiasDropout", "BitmaskDropout", "Sampling"})
+
+
+def is_random(node: ir.Node, functions: Mapping[ir.OperatorIdentifier, ir.Function]) -> bool:
+    """Whether a node draws random numbers, itself, in a sub-graph or in a function that it calls.
+
+    What is not known counts as random, too.
+    """
+    function = functions.get(node.op_identifier())
+    if function is not None:
+        return any(is_random(inner, functions) for inner in function)
+    inside = (inner for graph in held_graphs(node) for inner in graph)
+    return not is_deterministic(node) or any(is_random(inner, functions) for inner in inside)
+
 
 def is_deterministic(node: ir.Node) -> bool:
     """Whether equal inputs always give equal outputs, as far as the standard says."""
@@ -22,7 +40,7 @@ def is_deterministic(node: ir.Node) -> bool:
         if node.op_type == "Dropout":
             return len(node.inputs) < 3 or node.inputs[2] is None
         return node.op_type not in _RANDOM
-    return node.domain in ("com.microsoft", "ai.onnx.ml")
+    return node.domain in ("com.microsoft", "ai.onnx.ml") and node.op_type not in _RANDOM_CONTRIB
 
 
 def op_key(node: ir.Node) -> str:

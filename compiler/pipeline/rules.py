@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -389,8 +390,9 @@ def replace_value(
     """
     if new is old:
         return
-    if new.shape is None or (old.shape is not None and new.shape.is_dynamic()):
-        new.shape = old.shape if old.shape is not None else new.shape
+    known = new.shape is not None and not new.shape.is_dynamic()
+    if not known and _vagueness(old.shape) <= _vagueness(new.shape):
+        new.shape = old.shape
     if new.type is None:
         new.type = old.type
     for key, value in old.metadata_props.items():
@@ -409,6 +411,14 @@ def replace_value(
     if rename:
         old.name = None
         new.name = name
+
+
+def _vagueness(shape: ir.Shape | None) -> float:
+    """How little a shape says: less with static dims than with named ones, and those than none."""
+    if shape is None:
+        return math.inf
+    named = (dim for dim in shape if not isinstance(dim, int))
+    return sum(1 if dim.value is not None else 2 for dim in named)
 
 
 def _may_rename(new: ir.Value, old: ir.Value) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from aigcc.errors import ModelError
 from aigcc.ir.shapes.dims import UNKNOWN, Dim, to_dims
 from aigcc.ir.shapes.rules import Dims
 
@@ -25,15 +27,26 @@ def joined(a: tuple[Type, Dims], b: tuple[Type, Dims]) -> tuple[Type, Dims]:
 
 
 def _if(walk: Walk, node: ir.Node, imports: Imports) -> str:
-    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    """Infer the branches that may be taken; where it is known which, the other need not be legal.
+
+    Raises:
+        ModelError: A branch that may be taken contradicts itself.
+    """
+    names = ["then_branch", "else_branch"]
+    condition = None if node.inputs[0] is None else walk.values.get(node.inputs[0])
+    known = None if condition is None or condition.size != 1 else condition.item()
+    if isinstance(known, bool):
+        names = names[:1] if known else names[1:]
+    branches = [node.attributes[name].as_graph() for name in names]
     for branch in branches:
-        walk.graph(branch, imports)
-    for output, then, otherwise in zip(
-        node.outputs, branches[0].outputs, branches[1].outputs, strict=False
-    ):
-        kind, dims = joined(
-            (then.type, to_dims(then.shape)), (otherwise.type, to_dims(otherwise.shape))
-        )
+        try:
+            walk.graph(branch, imports)
+        except ModelError as error:
+            advice = "if this branch is never taken, freeze what decides it: --set INPUT=VALUE"
+            hint = f"{error.hint}; {advice}" if error.hint else advice
+            raise ModelError(error.what, at=error.at, hint=hint) from error
+    for output, *results in zip(node.outputs, *(b.outputs for b in branches), strict=False):
+        kind, dims = functools.reduce(joined, [(r.type, to_dims(r.shape)) for r in results])
         walk.merge(node, output, kind, dims)
     return "the branches of If do not agree, or do not say"
 
