@@ -14,17 +14,16 @@ from aigcc.errors import CompileError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.ir.names import name_apart
 from aigcc.options import option, show
-from aigcc.passes.convert_opset import ConvertOpset
 from aigcc.passes.quant.candidates import candidates
 from aigcc.passes.quant.evidence import Evidence
-from aigcc.passes.quant.exact import offered
-from aigcc.passes.quant.placement import schemes, weight_of
-from aigcc.passes.quant.quantise import FULL, PRECISION, Method, Place, least_opset
+from aigcc.passes.quant.placement import weight_of
+from aigcc.passes.quant.quantise import FULL, PRECISION, Method, Place
+from aigcc.passes.quant.raising import raised
 from aigcc.passes.quant.search import search
 from aigcc.passes.quant.sensitivity import Sensitivity
 from aigcc.passes.quant.summary import BUDGET
 from aigcc.passes.quant.switch import Choice
-from aigcc.passes.quant.trial import Figures, Trials, silent
+from aigcc.passes.quant.trial import Figures, Trials
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 from aigcc.target import Target
@@ -149,37 +148,7 @@ def _rank(figures: Figures, budget: Budget) -> tuple[bool, float]:
     return missed, -figures.measured.get("sqnr", 0.0)
 
 
-def raised(module: Module, ctx: Context) -> Module:
-    """A copy in the opset that all schemes are legal in, as far as the target's goes."""
-    assert ctx.target is not None
-    nodes = [node for node in module.graph if weight_of(node) is not None]
-    least = [
-        least_opset(node, scheme)
-        for scheme in offered(ctx.target).values()
-        for node in nodes
-        if node.op_type in scheme.kernels
-    ]
-    wanted = min(max(least, default=0), ctx.target.can.opset[1])
-    if wanted <= module.opset:
-        return module
-    made = module.clone()
-    ConvertOpset(version=wanted).run(made, silent(ctx))
-    return made
-
-
-def _raise_for(recipe: Recipe, module: Module, ctx: Context) -> None:
-    """Raise the opset of a module to that which the schemes of its nodes need, and no further."""
-    known, least = schemes(ctx.target), module.opset
-    for node in module.graph:
-        scheme = known.get(recipe.precision.get(str(node.name), FULL))
-        if scheme is not None and weight_of(node) is not None:
-            least = max(least, least_opset(node, scheme))
-    if least > module.opset:
-        ConvertOpset(version=least).run(module, ctx)
-
-
 def _apply(recipe: Recipe, module: Module, ctx: Context) -> None:
-    _raise_for(recipe, module, ctx)
     nodes = {str(node.name): node for node in module.graph}
     unknown = [name for name in recipe.precision if name not in nodes]
     if unknown:

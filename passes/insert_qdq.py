@@ -26,10 +26,12 @@ from aigcc.passes.quant.quantise import (
     calibrated,
     channels_of,
     places,
+    planned,
     quantise,
     ranges,
     samples_of,
 )
+from aigcc.passes.quant.raising import raise_for
 from aigcc.passes.quant.region import Regions, Tuning
 from aigcc.passes.quant.rounding import Rounding
 from aigcc.passes.quant.scales import awq_scales, equal_scales, smooth_scales
@@ -92,6 +94,7 @@ class InsertQdq(Pass):
         """Move scales, calibrate what needs ranges, then rewrite node by node."""
         if ctx.budget is None:
             ctx.budget = Budget.parse(_LEAST, implied_by=self.name)
+        raise_for(planned(module, self.scheme, ctx), module, ctx)
         self._move_scales(module, ctx)
         found = list(places(module, self.scheme, ctx))
         nodes = holders(module)

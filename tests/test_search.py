@@ -260,3 +260,13 @@ def test_a_search_looks_at_schemes_of_later_opsets_and_raises_for_what_it_takes(
     assert made.opset == 21
     (table,) = {v.dtype for v in made.graph.initializers.values() if v.const_value.size == 64 * 64}
     assert table == ir.DataType.INT4
+
+
+@pytest.mark.parametrize(("scheme", "opset"), [("w8a8", 13), ("w8", 21), ("full", 11)])
+def test_a_scheme_by_hand_raises_the_opset_for_a_target(scheme: str, opset: int) -> None:
+    text = "g (float[4,32] x) => (float[4,32] y) <W> { y = MatMul (x, w) }"
+    made = module(text, {"w": floats(32, 32)}, 11)
+    ctx = Context(target=make_target("mobile"), samples=load_samples(None, made))
+    PassManager([InsertQdq(scheme=scheme)]).run(made, ctx)
+    assert made.opset == opset
+    assert ("DequantizeLinear" in [node.op_type for node in made.graph]) == (scheme != "full")

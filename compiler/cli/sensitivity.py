@@ -90,7 +90,7 @@ def sensitivity(
 
 def _prepared(module: Module, ctx: Context) -> Module:
     """The module as a build for the target would quantise it."""
-    from aigcc.passes.assign_precision import raised
+    from aigcc.passes.quant.raising import raised
     from aigcc.pipeline.manager import PassManager
     from aigcc.pipeline.text import parse
 

@@ -98,6 +98,15 @@ def places(module: Module, default: str, ctx: Context) -> Iterator[Place]:
     yield from _with_tables(found, ctx)
 
 
+def planned(module: Module, default: str, ctx: Context) -> Iterator[tuple[ir.Node, Scheme]]:
+    """The nodes that are to be quantised, and how, whether they can be or not."""
+    known = schemes(ctx.target)
+    for node in module.nodes():
+        scheme = known.get(node.metadata_props.get(PRECISION, default))
+        if scheme is not None and (weight_of(node) or table_of(node)) is not None:
+            yield node, scheme
+
+
 def obstacle(node: ir.Node, weight: Weight, scheme: Scheme, opset: int) -> str:
     """Why a node cannot take a scheme; empty where it can.
 
