@@ -18,15 +18,17 @@ from aigcc.pipeline.context import Context
 def raise_for(wanted: Iterable[tuple[ir.Node, Scheme]], module: Module, ctx: Context) -> None:
     """Raise a module's opset as far as nodes need it for schemes, and the target's runtime goes.
 
+    Where something in the module is in the way of that, it goes as far as others need it.
+
     Without a target nothing is raised: nobody knows what will run the module.
     """
     if ctx.target is None:
         return
     highest = ctx.target.can.opset[1]
-    least = [least_opset(node, scheme) for node, scheme in wanted if node.op_type in scheme.kernels]
-    version = max((each for each in least if each <= highest), default=0)
-    if version > module.opset:
-        ConvertOpset(version=version).run(module, ctx)
+    least = {least_opset(node, scheme) for node, scheme in wanted if node.op_type in scheme.kernels}
+    for version in sorted(least, reverse=True):
+        if module.opset < version <= highest:
+            ConvertOpset(version=version).run(module, ctx)
 
 
 def raised(module: Module, ctx: Context) -> Module:
