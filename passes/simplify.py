@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from aigcc.analysis.extents import Extents
-from aigcc.ir.weights import read, scalar
+from aigcc.ir.weights import constant, read, scalar
 from aigcc.passes.conditions import keeping, same_dims
 from aigcc.passes.mask_rows import keeps_every_row
 from aigcc.passes.scalar_grids import ScalarGrid
@@ -429,6 +429,38 @@ class DropNanGuard(Rule):
         return softmax if same_shape(match.root.outputs[0], softmax) else None
 
 
+class DequantizeLast(Rule):
+    """Move(DequantizeLinear(x, s, z)) -> DequantizeLinear(Move(x), s, z), one int8 scale for all
+
+    Move is Transpose, Reshape, Slice and their like, or MaxPool. Bytes are moved for floats, and
+    the scale stands before what computes. ONNX Runtime 1.31 does the same by itself from opset 21
+    on, in a way that its own checks refuse. What is quantised again at once stays.
+    """
+
+    name = "dequantize-last"
+    shared = frozenset({"dequantize"})
+
+    def pattern(self, op: PatternBuilder, x: Any, scale: Any, zero: Any = None) -> Apply:
+        moves = ("Reshape", "Slice", "Squeeze", "Unsqueeze", "MaxPool")
+        dequantize = op.DequantizeLinear(x, scale, zero, _as="dequantize")
+        return op.Transpose(dequantize, _or=moves, _more=True)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
+        root, scale, users = match.root, match.scale, match.root.outputs[0].consumers()
+        if match.x.dtype != ir.DataType.INT8 or constant(match.x) is not None:
+            return None
+        if scale.shape is None or any(dim != 1 for dim in scale.shape) or len(root.outputs) > 1:
+            return None
+        if users and all(user.op_type == "QuantizeLinear" for user in users):
+            return None
+        if root.op_type == "MaxPool" and not (scalar(scale) or 0) > 0:
+            return None
+        moved = op.node(root.op_type, [match.x, *root.inputs[1:]], keeping(root))
+        inputs = [moved, scale, *([] if match.zero is None else [match.zero])]
+        made: ir.Value = op.node("DequantizeLinear", inputs, keeping(match.dequantize))
+        return made
+
+
 class DropTile(Rule):
     """Tile(x, ones) -> x"""
 
@@ -474,6 +506,7 @@ class Simplify(RulePass):
         DropNotNot(),
         ChooseWhere(),
         DropNanGuard(),
+        DequantizeLast(),
         DropTile(),
         ScalarGrid(),
     )
