@@ -202,7 +202,7 @@ class _Residual(nn.Module):
 
 
 def example(vits: Vits) -> Example:
-    """`vits` with a sentence of 12 phonemes; how many there are may change, and nothing is drawn."""
+    """`vits` with 12 phonemes, of which there may be others, and no noise."""
     inputs = {"phonemes": tokens(178, 1, 12), "scales": torch.tensor([0.0, 1.0, 0.0])}
     return Example(vits, inputs, {"phonemes": {1: Dim("phonemes", min=2)}, "scales": None})
 

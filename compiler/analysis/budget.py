@@ -34,6 +34,13 @@ QUALITY = ("sqnr", "psnr", "cosine", "relative", "max_abs", "perplexity")
 METRICS = (*_AT_LEAST, *_AT_MOST)
 _EXAMPLE = "write a budget as sqnr>=30,size<=0.3x"
 
+NAMED: Mapping[str, str] = {
+    "best": "sqnr>=40",
+    "faster": "sqnr>=30",
+    "smaller": "sqnr>=25,size<=0.35x",
+}
+"""Budgets with plain names: no difference to be seen, little of it, and a third of the bytes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
@@ -82,7 +89,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str, *, implied_by: str = "") -> Budget:
-        """Read `sqnr>=30,size<=0.3x`.
+        """Read `sqnr>=30,size<=0.3x`, or one of the names in `NAMED`.
 
         `x` and `%` are factors of the original's figure (`perplexity<=+1%` is 1.01 of it); sizes
         take kB, MB or GB, latencies ms or s.
@@ -91,6 +98,7 @@ class Budget:
             CompileError: there is no bound; or one has an unknown metric, the wrong unit or
                 direction, or is one that no model keeps.
         """
+        text = NAMED.get(text.strip(), text)
         limits = tuple(_limit(part) for part in text.split(",") if part.strip())
         if not limits:
             raise CompileError("the budget has no bounds", hint=_EXAMPLE)

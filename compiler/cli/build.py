@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aigcc.analysis.budget import NAMED
 from aigcc.cli.arguments import (
     DataRoots,
     DumpIr,
@@ -23,6 +25,7 @@ from aigcc.cli.arguments import (
     dump_folder,
 )
 from aigcc.cli.render import as_json, line, progress, say, table
+from aigcc.errors import CompileError
 from aigcc.figures import number, seconds, size
 
 if TYPE_CHECKING:
@@ -71,6 +74,13 @@ def build(
             "perplexity<=+1%, size<=0.3x, latency<=0.5x; several with commas.",
         ),
     ] = None,
+    smaller: Annotated[
+        bool, typer.Option("--smaller", help=f"As --budget '{NAMED['smaller']}'.")
+    ] = False,
+    faster: Annotated[
+        bool, typer.Option("--faster", help=f"As --budget '{NAMED['faster']}'.")
+    ] = False,
+    best: Annotated[bool, typer.Option("--best", help=f"As --budget '{NAMED['best']}'.")] = False,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -125,7 +135,7 @@ def build(
             passes=passes,
             samples=samples,
             calibration=calibration,
-            budget=budget,
+            budget=_one_budget(budget, {"smaller": smaller, "faster": faster, "best": best}),
             recipe=recipe,
             observers=observers,
             verify=verify.value,
@@ -144,6 +154,18 @@ def build(
 
 
 COMMANDS = (build,)
+
+
+def _one_budget(given: str | None, named: Mapping[str, bool]) -> str | None:
+    """The budget that was asked for, if one was."""
+    asked = [name for name, wanted in named.items() if wanted]
+    if len(asked) + (given is not None) > 1:
+        names = [f"--{name}" for name in asked] + ["--budget"] * (given is not None)
+        raise CompileError(
+            f"{' and '.join(names)} are budgets, and a build has one",
+            hint="give one of them, or all bounds to --budget, with commas",
+        )
+    return NAMED[asked[0]] if asked else given
 
 
 def _latency(made: Build, jobs: int | None) -> dict[str, Any] | None:
