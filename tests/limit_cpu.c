@@ -80,8 +80,8 @@ int sigaction(int number, const struct sigaction *given, struct sigaction *old) 
 }
 
 __attribute__((constructor)) static void limit(void) {
-  struct sigaction action = {.sa_sigaction = on_fault,
-                             .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
+  /* On the stack of the thread: a stack for signals that a library made may be gone by now. */
+  struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
   real_sigaction(SIGSEGV, &action, &next);
   if (set_cpuid(0) != 0) {
     fprintf(stderr, "limit_cpu: this machine cannot hide what its CPU has\n");
