@@ -182,12 +182,16 @@ class Cpu(Target):
         return made
 
     def properties(self, threads: int | None = None) -> dict[str, Any]:
-        """What the model is compiled with; OpenVINO would choose types by itself otherwise."""
+        """What the model is compiled with; OpenVINO would choose types by itself otherwise.
+
+        And it would pin threads to cores: where others run on these it waits for them.
+        """
         return {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.activation_group,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.threads or threads or 0,
+            "ENABLE_CPU_PINNING": False,
         }
 
 

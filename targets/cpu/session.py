@@ -7,21 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from aigcc.errors import CompileError, did_you_mean
 from aigcc.target import Feeds
+from aigcc.targets.cpu import memory
 from aigcc.targets.cpu.mend import read_model
-
-# Types without a numpy type of their own; OpenVINO hands out their memory as another type.
-_OWN_TYPES: dict[str, Any] = {
-    "bf16": ml_dtypes.bfloat16,
-    "f8e4m3": ml_dtypes.float8_e4m3fn,
-    "f8e5m2": ml_dtypes.float8_e5m2,
-}
-# Two of these share a byte.
-_HALF_BYTES: dict[str, Any] = {"i4": np.dtype(ml_dtypes.int4), "u4": np.dtype(ml_dtypes.uint4)}
 
 
 class OpenVinoSession:
@@ -51,11 +42,13 @@ class OpenVinoSession:
             model = read_model(self._core, path)
             self._names = [port.get_any_name() for port in model.inputs]
             self._types = [port.get_element_type() for port in model.inputs]
+            self._dtypes = [memory.dtypes_for(kind) for kind in self._types]
             self._inputs = {name: i for i, port in enumerate(model.inputs) for name in port.names}
             self._outputs = [port.get_any_name() for port in model.outputs]
             self._shapes: list[tuple[int, ...]] = []
             self.compiled: Any = None
             self._request: Any = None
+            self._places: dict[int, tuple[tuple[int, ...], np.ndarray]] = {}
             self._model = model if specialise and model.is_dynamic() else None
             if self._model is None:
                 self._compile(model)
@@ -66,26 +59,54 @@ class OpenVinoSession:
         Raises:
             CompileError: a feed is missing, unknown or does not fit, or a node failed.
         """
-        for name in feeds:
+        arrays = self._in_order(feeds)
+        with self._explained():
+            self._fit([array.shape for array in arrays])
+            for index, array in enumerate(arrays):
+                memory.write(array, self._place(index, array.shape))
+            self._request.infer(share_outputs=True)
+        return {
+            name: memory.read(self._request.get_output_tensor(index))
+            for index, name in enumerate(self._outputs)
+        }
+
+    def _in_order(self, feeds: Feeds) -> list[np.ndarray]:
+        """An array for each input.
+
+        Raises:
+            CompileError: one is missing, unknown, or of another type.
+        """
+        arrays = {}
+        for name, array in feeds.items():
             if name not in self._inputs:
                 raise CompileError(
                     f"the model has no input {name!r}",
                     at=self._where,
                     hint=did_you_mean(name, self._inputs),
                 )
-        tensors = {self._inputs[name]: self._tensor(name, array) for name, array in feeds.items()}
-        missing = [name for index, name in enumerate(self._names) if index not in tensors]
+            index = self._inputs[name]
+            if array.dtype not in self._dtypes[index]:
+                kind = self._types[index].get_type_name()
+                raise CompileError(
+                    f"input {name!r} takes {kind}, not {array.dtype}", at=self._where
+                )
+            arrays[index] = array
+        missing = [name for index, name in enumerate(self._names) if index not in arrays]
         if missing:
             raise CompileError(
                 f"no value for the input {', '.join(map(repr, missing))}", at=self._where
             )
-        with self._explained():
-            self._fit([tuple(tensors[index].shape) for index in range(len(self._names))])
-            self._request.infer(tensors)
-        return {
-            name: _array(self._request.get_output_tensor(index))
-            for index, name in enumerate(self._outputs)
-        }
+        return [arrays[index] for index in range(len(self._names))]
+
+    def _place(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
+        """The memory of an input; it stays as long as shapes do, since the program plans by it."""
+        import openvino
+
+        if index not in self._places or self._places[index][0] != shape:
+            tensor = openvino.Tensor(self._types[index], openvino.Shape(shape))
+            self._request.set_input_tensor(index, tensor)
+            self._places[index] = shape, tensor.data
+        return self._places[index][1]
 
     def generalise(self) -> None:
         """Have the program for all shapes from now on.
@@ -123,24 +144,7 @@ class OpenVinoSession:
     def _compile(self, model: Any) -> None:
         self.compiled = self._core.compile_model(model, "CPU", self._properties)
         self._request = self.compiled.create_infer_request()
-
-    def _tensor(self, name: str, array: np.ndarray) -> Any:
-        import openvino
-
-        kind = self._types[self._inputs[name]]
-        tensor = openvino.Tensor(kind, openvino.Shape(array.shape))
-        packed = _packed(array) if kind.get_type_name() in _HALF_BYTES else array
-        if (
-            tensor.get_size() != array.size
-            or tensor.data.shape != packed.shape
-            or tensor.data.itemsize != packed.itemsize
-        ):
-            raise CompileError(
-                f"input {name!r} takes {kind.get_type_name()}, not {array.dtype}", at=self._where
-            )
-        data = np.ascontiguousarray(packed).reshape(packed.shape)
-        tensor.data[...] = data.view(tensor.data.dtype)
-        return tensor
+        self._places = {}
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -158,27 +162,3 @@ def explain(error: RuntimeError) -> str:
     told = [line for line in lines if line and not line.startswith(places)]
     kept = [line for line in told if not line.startswith("Check ")] or told
     return " ".join(kept)
-
-
-def _packed(array: np.ndarray) -> np.ndarray:
-    """Integers of half a byte, two to a byte, the first one low; others as they are."""
-    if array.dtype not in _HALF_BYTES.values():
-        return array
-    halves = array.ravel().astype(np.int8).view(np.uint8) & 15
-    halves = np.append(halves, np.zeros(halves.size % 2, np.uint8)).reshape(-1, 2)
-    packed: np.ndarray = halves[:, 0] | halves[:, 1] << 4
-    return packed
-
-
-def _array(tensor: Any) -> np.ndarray:
-    name = tensor.get_element_type().get_type_name()
-    data: np.ndarray = tensor.data.copy()
-    if name in _OWN_TYPES:
-        return data.view(_OWN_TYPES[name])
-    if name not in _HALF_BYTES:
-        return data
-    bytes_ = data.ravel().view(np.uint8)
-    halves = np.stack([bytes_ & 15, bytes_ >> 4], axis=1).ravel()[: tensor.get_size()]
-    if name == "i4":
-        halves = (halves.view(np.int8) ^ 8) - 8
-    return halves.astype(_HALF_BYTES[name]).reshape(tuple(tensor.shape))

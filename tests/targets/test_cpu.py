@@ -135,6 +135,7 @@ def test_openvino_never_chooses_types_by_itself() -> None:
     chosen = Cpu().properties()
     assert chosen["INFERENCE_PRECISION_HINT"] == "f32"
     assert chosen["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0
+    assert chosen["ENABLE_CPU_PINNING"] is False
     assert Cpu(precision="bf16").properties()["INFERENCE_PRECISION_HINT"] == "bf16"
     assert Cpu(threads=3).properties(8)["INFERENCE_NUM_THREADS"] == 3
     assert Cpu().properties(8)["INFERENCE_NUM_THREADS"] == 8
@@ -200,6 +201,19 @@ def test_the_first_shapes_have_a_program_of_their_own_until_others_come(tmp_path
         assert relative_error(session.run(feeds)["y"], reference.run(feeds)["y"]) < 1e-5
         dynamic.append(session.compiled.inputs[0].get_partial_shape().is_dynamic)
     assert dynamic == [False, False, True, True, True]
+
+
+@needs_library
+def test_outputs_are_copies_and_inputs_of_any_layout_are_taken(tmp_path: Path) -> None:
+    made = module("g (float[n,3] x) => (float[n,3] y) { y = Neg (x) }")
+    build(made, tmp_path)
+    session = Cpu().session(tmp_path, MODEL)
+    first = rng(0).standard_normal((3, 4), np.float32).T[:, ::1]
+    kept = session.run({"x": first})["y"]
+    session.run({"x": np.zeros((4, 3), np.float32)})
+    session.run({"x": np.ones((2, 3), np.float32)})
+    assert (kept == -first).all()
+    assert (session.run({"x": first[::-1]})["y"] == -first[::-1]).all()
 
 
 @needs_library
