@@ -399,7 +399,7 @@ def test_what_openvino_gets_wrong_is_refused(inputs: str, nodes: str, words: str
 
 def test_a_body_that_reads_what_others_compute_is_refused() -> None:
     made = module(
-        """(float[3] s, float[5,3] x, float[3] k) => (float[3] f, float[5,3] y)
+        """(float[3] s, float[T,3] x, float[3] k) => (float[3] f, float[T,3] y)
 {
   f, y = Scan <num_scan_inputs = 1,
     body = b (float[3] a, float[3] i) => (float[3] c, float[3] d) { c = Add (a, i) d = Mul (c, k) }
