@@ -26,10 +26,13 @@ from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.ir.names import name_apart
 from aigcc.ir.verify import verify as verify_module
+from aigcc.jsontext import to_json
+from aigcc.latency import Latency, measure_latency
 from aigcc.options import show
 from aigcc.pipeline.context import Context, Remark, usable_threads
 from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
 from aigcc.pipeline.text import format, parse
+from aigcc.provenance import PROVENANCE, folders, origins, stripped, without_folders
 from aigcc.quality import Suspects, count_calibrated, measure
 from aigcc.report.page import write_report
 from aigcc.report.program import describe_program, stored_bytes
@@ -169,6 +172,7 @@ def build(
     recipe: str | Path | None = None,
     observers: Iterable[Observer] = (),
     verify: Verify = "numeric",
+    latency: bool = False,
     overwrite: bool = False,
     roots: Iterable[Path] = (),
     threads: int | None = None,
@@ -193,6 +197,8 @@ def build(
         observers: Told about every pass.
         verify: "structure" checks the IR after every pass; "numeric" also runs the artifact and
             the original on the samples and compares; "off" checks the original only.
+        latency: Time the original in ONNX Runtime and the artifact in turn, where it can run here;
+            artifacts are equal byte by byte without.
         overwrite: Replace an artifact that lies at `out`.
         roots: See `load`.
         threads: Threads for running and lowering; all cores by default.
@@ -234,13 +240,15 @@ def build(
         _refuse_problems(target, module, pipeline)
         ctx.maker = target.name
         progress(f"lowering for {target.name}", 0.0)
-        lowered = target.lower(module, staging, ctx)
+        lowered = target.lower(stripped(module), staging, ctx)
         if unknown := refuse_mismatches(module, target, lowered.precision):
             count = f"{len(unknown)} quantised products, {unknown[0]} first"
             ctx.note(None, f"the program does not say what it computes in: {count}")
         (staging / "example.py").write_text(target.example(module, lowered.entry), "utf-8")
         if ctx.recipe is not None:
             ctx.recipe.save(staging / RECIPE)
+        if known := origins(module):
+            (staging / PROVENANCE).write_text(to_json(known) + "\n", "utf-8")
         quality = session = None
         if verify == "numeric":
             session = target.session(staging, lowered.entry, threads)
@@ -257,8 +265,18 @@ def build(
             else:
                 quality.refuse(ctx.budget, show(target, target.name))
             quality.refuse_elsewhere(target.tolerance, show(target, target.name))
+        timing = None
+        if latency:
+            progress("measuring latency", 0.0)
+            timing = measure_latency(original, target, staging, lowered.entry, feeds, threads)
         rows = {value.name: vocabulary(value) for value in original.inputs}
         files = describe_files(staging)
+        after = sum(files[name]["bytes"] for name in lowered.files)
+        before = stored_bytes(original)
+        described = None
+        if quality is not None:
+            described = {**quality.describe(feeds), "tolerance": target.tolerance}
+            described["bounds"] += _other_bounds(ctx, prepared, module, timing)
         manifest = {
             "target": show(target, target.name, explicit=True),
             "pipeline": format(pipeline, explicit=True),
@@ -272,19 +290,19 @@ def build(
             "inputs": [describe_value(value, rows.get(value.name)) for value in module.inputs],
             "outputs": [describe_value(value) for value in module.outputs],
             "nodes": {"before": _count(original), "after": _count(module)},
-            "bytes": {
-                "before": stored_bytes(original),
-                "after": sum(files[name]["bytes"] for name in lowered.files),
-            },
+            "bytes": {"before": before, "after": after},
             **describe_program(original, module, pipeline, runs),
-            "quality": None
-            if quality is None
-            else {**quality.describe(feeds), "tolerance": target.tolerance},
+            "quality": described,
+            "latency": None if timing is None else timing.describe(target.name),
             "facts": {**lowered.facts, **_counted(lowered.precision)},
             "remarks": [dataclasses.asdict(r) for r in ctx.remarks if r.kind != "applied"],
             "rewrites": dict(sorted(ctx.rewrites.items())),
             "files": files,
         }
+        manifest = without_folders(
+            manifest, folders(source, samples, calibration, recipe, out, *roots)
+        )
+        files = manifest["files"]
         files |= write_report(staging, manifest)
         write_manifest(staging, manifest)
     return Build(Artifact.load(out, check=False), original, module, runs, ctx.remarks, feeds)
@@ -306,6 +324,22 @@ def _run(manager: PassManager, module: Module, ctx: Context, out: Path) -> list[
             lines = [str(error.at or out), *tried(map(dataclasses.asdict, ctx.remarks))]
             raise CompileError(missed.what, at="\n      ".join(lines), hint=hint) from error
         raise
+
+
+def _other_bounds(
+    ctx: Context, before: Module, after: Module, timing: Latency | None
+) -> list[dict[str, Any]]:
+    """The bounds of a budget on size, that of weights, and on latency, and what came of them."""
+    from aigcc.passes.quant.trial import size_of
+
+    found = []
+    for limit in ctx.budget.limits if ctx.budget is not None else ():
+        if limit.metric == "size":
+            found.append(limit.verdict(size_of(after), size_of(before)))
+        elif limit.metric == "latency" and timing is not None:
+            original = timing.before.median
+            found.append(limit.verdict(timing.after.ratio * original, original))
+    return found
 
 
 def _counted(precision: Mapping[str, str]) -> dict[str, Any]:

@@ -121,6 +121,7 @@ class Quality:
             **samples.describe(),
             "count": self.count,
             "sizes": [other.sizes for other in self.elsewhere],
+            "bounds": [] if self.damage is None else self.damage.bounds(),
             "is_lowered": self.is_lowered,
             "calibrated": self.calibrated,
             "outputs": [

@@ -49,6 +49,7 @@ class OrtSession:
         integers: Whether products between Q/DQ may become products of integers; in float32 they are
             exact on every processor, and weights are held in float32.
         threads: Threads within an operator; all cores by default.
+        profile: The beginning of a file's name, for how long nodes take; see `end_profile`.
 
     Raises:
         CompileError: ONNX Runtime refuses the model; names the node where its message does.
@@ -61,8 +62,12 @@ class OrtSession:
         optimise: bool = True,
         integers: bool = True,
         threads: int | None = None,
+        profile: Path | None = None,
     ) -> None:
         options = _options(threads)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         if not integers:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimise:
@@ -100,6 +105,10 @@ class OrtSession:
             else:
                 results = self._session.run(None, dict(feeds))
         return dict(_flatten(zip(self._outputs, results, strict=True)))
+
+    def end_profile(self) -> Path:
+        """The file that says how long nodes took in all runs so far, as ONNX Runtime writes it."""
+        return Path(self._session.end_profiling())
 
     def _check_names(self, feeds: Mapping[str, Array]) -> None:
         for name in feeds:

@@ -113,6 +113,23 @@ class Session(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class NodeTime:
+    """How long one node of a program takes.
+
+    Attributes:
+        name: Of the node, or of what the runtime made of several.
+        kind: Its operator.
+        kernel: The implementation; empty where it is not told.
+        seconds: Of one run.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    seconds: float
+
+
 @runtime_checkable
 class General(Protocol):
     """A session that makes a program of its own for the first sizes that come."""
@@ -128,6 +145,8 @@ class Target(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    runs_here: ClassVar[bool] = False
+    """Whether its programs are for machines such as the one that builds them."""
 
     @property
     def tolerance(self) -> float:
@@ -203,6 +222,16 @@ class Target(ABC):
         Passes measure with it: the latency of single nodes, the quality of whole models.
         """
         return None
+
+    def profile(
+        self, folder: Path, entry: str, feeds: Feeds, threads: int | None = None
+    ) -> list[NodeTime]:
+        """How long each node of the lowered program takes here; empty where that is not known.
+
+        Raises:
+            CompileError: the program fails.
+        """
+        return []
 
     def runtime(self) -> str:
         """The name and version of what runs the programs, which measurements depend on."""

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from aigcc.errors import CompileError, did_you_mean
 from aigcc.figures import seconds, size
@@ -67,6 +68,13 @@ class Limit:
         """Whether a figure keeps the bound; NaN never does."""
         bound = self.value(original)
         return measured >= bound if self.metric in _AT_LEAST else measured <= bound
+
+    def verdict(self, measured: float, original: float = 0.0) -> dict[str, Any]:
+        """The bound as it was written, the figure in words, and whether that keeps it."""
+        figure = "not measured" if math.isnan(measured) else self.show(measured)
+        if self.relative and original and not math.isnan(measured):
+            figure = f"{figure}, {measured / original:.2f}x"
+        return {"text": self.text, "figure": figure, "kept": self.holds(measured, original)}
 
     def show(self, figure: float) -> str:
         """A figure of the metric for people."""

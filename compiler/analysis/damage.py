@@ -150,6 +150,14 @@ class Damage:
         spoken = [row.reference / row.tokens for row in self._spoken()]
         return {"perplexity": math.exp(min(max(spoken), 700))} if spoken else {}
 
+    def bounds(self) -> list[dict[str, Any]]:
+        """For each bound: how it was written, the figure, in words too, and whether it is kept."""
+        figures, original = self.figures(), self.original()
+        return [
+            limit.verdict(figures.get(limit.metric, math.nan), original.get(limit.metric, 0.0))
+            for limit in self.limits
+        ]
+
     def _keep(self, name: str, sums: Agreement) -> None:
         for limit in self.limits:
             if limit.metric != "perplexity":

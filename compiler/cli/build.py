@@ -139,14 +139,13 @@ def build(
             recipe=recipe,
             observers=observers,
             verify=verify.value,
+            latency=not no_latency,
             overwrite=overwrite,
             threads=jobs,
             roots=data_root or (),
             progress=report,
         )
-        report("measuring latency", 1.0)
-        timing = None if no_latency else _latency(made, jobs)
-    facts = _facts(made, timing)
+    facts = _facts(made)
     if json:
         as_json(facts)
     else:
@@ -168,23 +167,7 @@ def _one_budget(given: str | None, named: Mapping[str, bool]) -> str | None:
     return NAMED[asked[0]] if asked else given
 
 
-def _latency(made: Build, jobs: int | None) -> dict[str, Any] | None:
-    from aigcc.benchmark import interleave
-    from aigcc.runtime import OrtSession
-    from aigcc.targets import make_target
-
-    artifact = made.artifact
-    target = make_target(artifact.manifest["target"])
-    session = target.session(artifact.folder, artifact.entry, jobs)
-    if session is None:
-        return None
-    feeds = next(iter(made.samples))
-    before = OrtSession(made.original, optimise=True, threads=jobs)
-    timings = interleave({"before": lambda: before.run(feeds), "after": lambda: session.run(feeds)})
-    return {name: dataclasses.asdict(timing) for name, timing in timings.items()}
-
-
-def _facts(made: Build, timing: dict[str, Any] | None) -> dict[str, Any]:
+def _facts(made: Build) -> dict[str, Any]:
     from aigcc.passes.quant.summary import summary_of, tried
 
     manifest = made.artifact.manifest
@@ -194,7 +177,7 @@ def _facts(made: Build, timing: dict[str, Any] | None) -> dict[str, Any]:
         "entry": manifest["entry"],
         "nodes": manifest["nodes"],
         "bytes": manifest["bytes"],
-        "latency": timing,
+        "latency": manifest["latency"],
         "quality": manifest["quality"],
         "quantisation": summary_of(manifest["remarks"]),
         "tried": tried(manifest["remarks"]),
@@ -225,6 +208,10 @@ def _show(facts: dict[str, Any], *, numeric: bool) -> None:
             line(f"  {text}")
         if facts["latency"] is not None and facts["latency"]["after"]["ratio_low"] > 1:
             line("note: it did not pay: the program is slower than the model as it was")
+    if facts["latency"] is not None:
+        line()
+        for text in facts["latency"]["notes"]:
+            line(f"latency: {text}")
     line()
     if facts["quality"] is None:
         reason = "this machine cannot run the artifact" if numeric else "as --verify asks"

@@ -24,7 +24,7 @@ from aigcc.cli.arguments import (
 )
 from aigcc.cli.render import as_json, line, markdown, table
 from aigcc.errors import PipelineError, did_you_mean
-from aigcc.figures import amount, number, size
+from aigcc.figures import amount, number, seconds, size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -217,7 +217,11 @@ def explain(
     line(f"{artifact}: {manifest['source']} for {manifest['target']}")
     line(f"pipeline: {manifest['pipeline']}")
     line(f"nodes: {manifest['nodes'].get('before')} before, {manifest['nodes'].get('after')} after")
+    _show_sizes(manifest)
     line(_quality(manifest.get("quality")))
+    for bound in (manifest.get("quality") or {}).get("bounds", []):
+        line(f"{bound['text']}: {bound['figure']}, {'kept' if bound['kept'] else 'broken'}")
+    _show_latency(manifest.get("latency"))
     rewrites = sorted(manifest["rewrites"].items(), key=lambda item: (-item[1], item[0]))
     table("\nrewrites", ["by", ">count"], rewrites)
     show_remarks(manifest["remarks"])
@@ -226,6 +230,43 @@ def explain(
         table("\nread back from the artifact", ["fact", "value"], rows)
     files = [(name, size(facts["bytes"])) for name, facts in manifest["files"].items()]
     table("\nfiles", ["name", ">size"], files)
+
+
+def _show_sizes(manifest: Mapping[str, Any]) -> None:
+    if "bytes" in manifest:
+        before, after = (size(manifest["bytes"][when]) for when in ("before", "after"))
+        line(f"size: {before} before, {after} after")
+
+
+def _show_latency(latency: Mapping[str, Any] | None) -> None:
+    """Print medians with quartiles, and the nodes that take longest."""
+    if latency is None:
+        line("latency: not measured")
+        return
+    timings = {"original": latency["before"], "program": latency["after"], **latency["others"]}
+    table(
+        f"\nlatency on {latency['machine']}, with quartiles; ratios are to the original",
+        ["", ">median", ">from", ">to", ">ratio", ">from", ">to"],
+        [
+            (
+                name,
+                *(seconds(timing[key]) for key in ("median", "low", "high")),
+                *(f"{timing[key]:.2f}x" for key in ("ratio", "ratio_low", "ratio_high")),
+            )
+            for name, timing in timings.items()
+        ],
+    )
+    for note in latency["notes"]:
+        line(f"latency: {note}")
+    if latency["nodes"]:
+        table(
+            "\nwhere the time goes",
+            ["node", "operator", "kernel", ">time"],
+            [
+                (node["name"], node["kind"], node["kernel"], seconds(node["seconds"]))
+                for node in latency["nodes"][:10]
+            ],
+        )
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from aigcc.figures import amount, number, size
-from aigcc.report.html import Html, chip, code, long_table, section, tag
+from aigcc.figures import amount, number, seconds, size
+from aigcc.report.html import Html, chip, code, long_table, section, table, tag
 
 
 def header(manifest: Mapping[str, Any]) -> Html:
@@ -27,18 +27,30 @@ def header(manifest: Mapping[str, Any]) -> Html:
 def _verdict(quality: Mapping[str, Any] | None) -> tuple[str, str, str]:
     if quality is None:
         return "warn", "Not measured", "The outputs were not compared with the original's."
-    worst = number(_worst(quality["outputs"], "relative", max), ".2g")
-    allowed = number(quality.get("tolerance"), ".2g")
-    said = f"Relative error {worst} at most"
-    said += f", where {allowed} is allowed" if allowed else ""
+    bounds = quality.get("bounds", [])
+    said = "; ".join(_bound(bound) for bound in bounds) or _error(quality)
     said += f", on {origin(quality)}."
+    if not all(bound["kept"] for bound in bounds):
+        return "warn", "Breaks the budget", said
     if any(output["rounding"] is not None for output in quality["outputs"]):
         return "warn", "No clear figure", f"{said} Rounding alone makes an error as large."
     if not quality["is_lowered"]:
         return "warn", "Measured before lowering", f"{said} The program itself did not run."
+    title = "Keeps the budget" if bounds else "Agrees with the original"
     if quality["synthetic"]:
-        return "warn", "Agrees on synthetic samples", f"{said} Give real ones with --samples."
-    return "good", "Agrees with the original", said
+        title = f"{title if bounds else 'Agrees'} on synthetic samples"
+        return "warn", title, f"{said} Give real ones with --samples."
+    return "good", title, said
+
+
+def _error(quality: Mapping[str, Any]) -> str:
+    worst = number(_worst(quality["outputs"], "relative", max), ".2g")
+    allowed = number(quality.get("tolerance"), ".2g")
+    return f"Relative error {worst} at most" + (f", where {allowed} is allowed" if allowed else "")
+
+
+def _bound(bound: Mapping[str, Any]) -> str:
+    return f"{bound['text']} is {'kept' if bound['kept'] else 'broken'}: {bound['figure']}"
 
 
 def origin(quality: Mapping[str, Any]) -> str:
@@ -63,6 +75,9 @@ def _tiles(manifest: Mapping[str, Any]) -> list[Html]:
         work = manifest["work"]
         operations = {when: work[when]["operations"] for when in ("before", "after")}
         tiles.append(_tile("Operations", operations, amount))
+    if manifest.get("latency") is not None:
+        medians = {when: manifest["latency"][when]["median"] for when in ("before", "after")}
+        tiles.append(_tile("Latency", medians, seconds))
     if manifest.get("quality") is not None:
         worst = _worst(manifest["quality"]["outputs"], "sqnr", min)
         text = number(worst, ".1f")
@@ -99,7 +114,21 @@ def quality_section(manifest: Mapping[str, Any]) -> Html:
     ]
     lead = f"Against the original, the worst of {origin(quality)}."
     notes = [tag("p", note, class_="note") for note in _notes(quality)]
-    return section("quality", "Quality", long_table(columns, rows, "outputs"), notes, lead=lead)
+    made = long_table(columns, rows, "outputs")
+    return section("quality", "Quality", _bounds(quality), made, notes, lead=lead)
+
+
+def _bounds(quality: Mapping[str, Any]) -> Html | None:
+    """Each bound of the budget, and whether it was kept."""
+    rows = [
+        [
+            code(bound["text"]),
+            bound["figure"],
+            chip(*(("kept", "good") if bound["kept"] else ("broken", "warn"))),
+        ]
+        for bound in quality.get("bounds", [])
+    ]
+    return table(["budget", "figure", ""], rows) if rows else None
 
 
 def _notes(quality: Mapping[str, Any]) -> list[str]:
@@ -114,6 +143,8 @@ def _notes(quality: Mapping[str, Any]) -> list[str]:
             f"Activations were calibrated on {quality['calibrated']} of the {quality['count']} "
             "samples."
         )
+    if quality.get("sizes"):
+        notes.append(f"As right with {'; and with '.join(quality['sizes'])}.")
     for output in quality["outputs"]:
         name = output["name"]
         if output["not_finite"]:

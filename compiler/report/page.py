@@ -14,10 +14,12 @@ from aigcc.report.contents import operators_section, weights_section
 from aigcc.report.delivery import REPORT, facts_section, files_section, use_section
 from aigcc.report.history import pipeline_section, remarks_section
 from aigcc.report.html import document, tag
+from aigcc.report.latency import latency_section
 from aigcc.report.overview import header, quality_section, signature_section
 
 _SECTIONS = {
     "quality": ("Quality", quality_section),
+    "latency": ("Latency", latency_section),
     "signature": ("Signature", signature_section),
     "pipeline": ("Pipeline", pipeline_section),
     "remarks": ("Remarks", remarks_section),

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import onnx_ir as ir
+
 from aigcc.analysis.cost import constants, count_work, op_name, with_sizes
 from aigcc.ir.module import Module
 from aigcc.ir.storage.loading import file_bytes
@@ -47,11 +49,15 @@ def describe_program(
 
 
 def stored_bytes(module: Module) -> int:
-    """Bytes of the model's file and its data; of its constants, where it came from no file."""
+    """Bytes of the model as an .onnx file with its data: of its own, or of one that it would be."""
     path = module.path
     if path is not None and path.suffix == ".onnx" and path.is_file():
         return file_bytes(path)
-    return sum(nbytes(tensor) for _, tensor in constants(module))
+    bare = module.clone()
+    for graph in [bare.graph, *bare.graph.subgraphs()]:
+        graph.initializers.clear()
+    structure: int = ir.to_proto(bare.model).ByteSize()
+    return structure + sum(nbytes(tensor) for _, tensor in constants(module))
 
 
 def _operators(module: Module) -> dict[str, int]:

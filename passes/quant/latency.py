@@ -153,12 +153,14 @@ def machine() -> str:
     The same model may be told to hide instructions, as virtual machines do.
     """
     wrong = [dataclasses.astuple(product) for product in sorted(inexact(optimise=True))]
-    return f"{_processor()} {wrong}"
+    return f"{processor()} {wrong}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line for line in lines if line.startswith("model name")), platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

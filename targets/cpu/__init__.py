@@ -19,7 +19,16 @@ from aigcc.passes.legal.norms import SummedGroupNorm
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.rules import apply_rules
 from aigcc.samples import load_samples
-from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, node_label
+from aigcc.target import (
+    Capabilities,
+    Feeds,
+    Lowered,
+    NodeTime,
+    Problem,
+    Requirement,
+    Target,
+    node_label,
+)
 from aigcc.targets import worker
 from aigcc.targets.cpu import convert
 from aigcc.targets.cpu.example import example_for
@@ -50,6 +59,7 @@ class Cpu(Target):
     """
 
     name: ClassVar[str] = "cpu"
+    runs_here: ClassVar[bool] = True
     summary: ClassVar[str] = "Intel and AMD servers and PCs, through OpenVINO"
 
     precision: Literal["auto", "fp32", "bf16"] = option(
@@ -168,6 +178,13 @@ class Cpu(Target):
             if self.precision == "bf16":
                 path = convert.marked(path)
             return OpenVinoSession(path, self.properties(threads))
+
+    def profile(
+        self, folder: Path, entry: str, feeds: Feeds, threads: int | None = None
+    ) -> list[NodeTime]:
+        """How long OpenVINO's layers take, as it counts itself."""
+        session = OpenVinoSession(folder / entry, {**self.properties(threads), "PERF_COUNT": True})
+        return session.profile(feeds)
 
     def example(self, module: Module, entry: str) -> str:
         """Runs the model once with numpy and OpenVINO; prints shapes and a time."""

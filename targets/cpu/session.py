@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aigcc.errors import CompileError, did_you_mean
-from aigcc.target import Feeds
+from aigcc.target import Feeds, NodeTime
 from aigcc.targets.cpu import memory
 from aigcc.targets.cpu.mend import read_model
 
@@ -69,6 +69,25 @@ class OpenVinoSession:
             name: memory.read(self._request.get_output_tensor(index))
             for index, name in enumerate(self._outputs)
         }
+
+    def profile(self, feeds: Feeds, runs: int = 5) -> list[NodeTime]:
+        """How long each layer takes, on average; the properties must have PERF_COUNT.
+
+        Raises:
+            CompileError: see `run`.
+        """
+        self.run(feeds)
+        found: dict[str, NodeTime] = {}
+        for _ in range(runs):
+            self.run(feeds)
+            for layer in self._request.profiling_info:
+                taken = layer.real_time.total_seconds() / runs
+                if taken:
+                    before = found[layer.node_name].seconds if layer.node_name in found else 0.0
+                    found[layer.node_name] = NodeTime(
+                        layer.node_name, layer.node_type, layer.exec_type, before + taken
+                    )
+        return list(found.values())
 
     def _in_order(self, feeds: Feeds) -> list[np.ndarray]:
         """An array for each input.

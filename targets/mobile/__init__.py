@@ -20,7 +20,9 @@ from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.target import (
     Capabilities,
+    Feeds,
     Lowered,
+    NodeTime,
     Problem,
     Requirement,
     Session,
@@ -64,6 +66,7 @@ class Mobile(Target):
     """
 
     name: ClassVar[str] = "mobile"
+    runs_here: ClassVar[bool] = True
     summary: ClassVar[str] = "phones and tablets, through ONNX Runtime"
 
     weights: Literal["fp32", "fp16"] = option(
@@ -158,6 +161,14 @@ class Mobile(Target):
         from aigcc.runtime import OrtSession
 
         return OrtSession(module, threads=threads)
+
+    def profile(
+        self, folder: Path, entry: str, feeds: Feeds, threads: int | None = None
+    ) -> list[NodeTime]:
+        """How long ONNX Runtime's nodes take, as it counts itself."""
+        from aigcc.targets.mobile.profiling import profile
+
+        return profile(folder / entry, feeds, threads)
 
     def example(self, module: Module, entry: str) -> str:
         """Runs the model once with numpy and ONNX Runtime; prints shapes and a time."""
