@@ -86,6 +86,7 @@ def load(
     dynamic_shapes: Any = None,
     *,
     roots: Iterable[Path] = (),
+    freeze: Mapping[str, Any] | None = None,
 ) -> Module:
     """Read a model from wherever it is.
 
@@ -95,6 +96,7 @@ def load(
         inputs: Example inputs of a torch module.
         dynamic_shapes: The dims of a torch module that may change.
         roots: Folders besides its own in which a `.onnxtxt` may name data.
+        freeze: Inputs that become constants, and their values; see `aigcc.freeze`.
 
     Raises:
         ModelError: it cannot be read, or is no legal model; says why, and what to do.
@@ -115,6 +117,10 @@ def load(
         raise ModelError(error.what, at=f"{name}: {error.at}", hint=hint) from error
     if not module.outputs:
         raise ModelError("the model has no outputs, so there is nothing to compute", at=name)
+    if freeze:
+        from aigcc.freeze import freeze as frozen
+
+        module = frozen(module, freeze)
     return module
 
 
@@ -170,6 +176,7 @@ def build(
     calibration: SampleSource | Samples | None = None,
     budget: str | None = None,
     recipe: str | Path | None = None,
+    freeze: Mapping[str, Any] | None = None,
     observers: Iterable[Observer] = (),
     verify: Verify = "numeric",
     latency: bool = False,
@@ -194,6 +201,8 @@ def build(
         budget: Quantise as far as this allows, such as `sqnr>=30,size<=0.5x`: appends
             `assign-precision` and `insert-qdq` to the pipeline.
         recipe: Quantise as this file says, instead of looking for the best.
+        freeze: Inputs that become constants, by name, such as `{"sample_rate": 16000}`: the program
+            does not have them, and branches for other values go. Samples may still hold them.
         observers: Told about every pass.
         verify: "structure" checks the IR after every pass; "numeric" also runs the artifact and
             the original on the samples and compares; "off" checks the original only.
@@ -223,7 +232,7 @@ def build(
     check_free(out, overwrite=overwrite)
     target.check_tools()
     progress("reading the model", 0.0)
-    original = load(source, inputs, dynamic_shapes, roots=roots)
+    original = load(source, inputs, dynamic_shapes, roots=roots, freeze=freeze)
     feeds = samples if isinstance(samples, Samples) else load_samples(samples, original)
     ctx = Context(target=target, samples=feeds, threads=threads, progress=progress)
     ctx.maker = target.name
@@ -260,7 +269,7 @@ def build(
             quality.is_lowered = is_lowered
             quality.calibrated = count_calibrated(ctx)
             if ctx.budget is None:
-                command = _bisect_command(source, pipeline, target, samples, roots)
+                command = _bisect_command(source, pipeline, target, samples, roots, freeze)
                 Suspects(prepared, pipeline, runs, target, feeds, command).refuse(quality)
             else:
                 quality.refuse(ctx.budget, show(target, target.name))
@@ -284,8 +293,9 @@ def build(
             "device_files": list(lowered.files),
             "source": _name(source),
             "command": _build_command(
-                source, target, pipeline, samples, calibration, roots, verify
+                source, target, pipeline, samples, calibration, roots, verify, freeze
             ),
+            "frozen": {name: array.tolist() for name, array in original.frozen.items()},
             "versions": _versions(),
             "inputs": [describe_value(value, rows.get(value.name)) for value in module.inputs],
             "outputs": [describe_value(value) for value in module.outputs],
@@ -431,15 +441,19 @@ def _bisect_command(
     target: Target,
     samples: object,
     roots: Iterable[Path],
+    freeze: Mapping[str, Any] | None,
 ) -> str:
-    if not _is_command(source, pipeline, samples):
+    from aigcc.freeze import settings
+
+    frozen = settings(freeze or {})
+    if frozen is None or not _is_command(source, pipeline, samples):
         return "aigcc.pipeline.bisect.find_first_wrong"
     words = ["aigcc", "bisect", str(source), "-p", format(pipeline)]
     words += ["-t", show(target, target.name), "--tolerance", f"{target.tolerance:g}"]
     words += [] if samples is None else ["--samples", str(samples)]
     for root in roots:
         words += ["--data-root", str(root)]
-    return shlex.join(words)
+    return shlex.join([*words, *frozen])
 
 
 def _is_command(source: object, pipeline: Sequence[Pass], samples: object) -> bool:
@@ -458,12 +472,15 @@ def _build_command(
     calibration: object,
     roots: Iterable[Path],
     verify: Verify,
+    freeze: Mapping[str, Any] | None,
 ) -> str | None:
     """What builds this again where the files that it names lie; None if Python is needed."""
+    from aigcc.freeze import settings
     from aigcc.targets import TARGETS
 
+    frozen = settings(freeze or {})
     named = _is_command(source, pipeline, samples) and isinstance(calibration, str | Path | None)
-    if not named or TARGETS.get(target.name) is not type(target):
+    if not named or frozen is None or TARGETS.get(target.name) is not type(target):
         return None
     words = ["aigcc", "build", _name(source), "-t", show(target, target.name)]
     if format(pipeline) != format(parse(target.pipeline())):
@@ -473,7 +490,7 @@ def _build_command(
     for root in roots:
         words += ["--data-root", Path(root).name]
     words += [] if verify == "numeric" else ["--verify", verify]
-    return shlex.join([*words, "-o", "out"])
+    return shlex.join([*words, *frozen, "-o", "out"])
 
 
 def _name(source: object) -> str:

@@ -50,7 +50,7 @@ def from_folder(folder: Path, module: Module) -> Callable[[], Raw]:
 def read_npz(paths: Iterable[Path]) -> Raw:
     """The samples of `.npz` files, one each."""
     for path in paths:
-        archive = _open(path)
+        archive = open_array(path)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise SampleError(
                 "one .npy file does not say which input it is",
@@ -70,7 +70,7 @@ def _read_stacks(paths: Iterable[Path], module: Module) -> Raw:
     stacks: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for path in paths:
-        array = _open(path)
+        array = open_array(path)
         if array.ndim == ranks.get(path.stem):
             array = array[np.newaxis]
         stacks[path.stem] = array
@@ -86,7 +86,12 @@ def _read_stacks(paths: Iterable[Path], module: Module) -> Raw:
         yield f"{folder}, sample {index}", {n: np.array(a[index]) for n, a in stacks.items()}
 
 
-def _open(path: Path) -> Any:
+def open_array(path: Path) -> Any:
+    """A `.npy` file, mapped, or the arrays of a `.npz` file.
+
+    Raises:
+        SampleError: it cannot be read.
+    """
     try:
         return np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
     except _UNREADABLE as error:

@@ -200,6 +200,7 @@ def check_feeds(feeds: Mapping[str, Any], module: Module, where: str) -> Feeds:
         raise SampleError(
             f"a sample must be a dict of input name to array, not {type(feeds).__name__}", at=where
         )
+    feeds = _without_frozen(feeds, module, where)
     for name in feeds:
         if name not in known:
             raise SampleError(
@@ -217,6 +218,19 @@ def check_feeds(feeds: Mapping[str, Any], module: Module, where: str) -> Feeds:
     for name, array in checked.items():
         _check_expressions(known[name], array, sizes, where)
     return checked
+
+
+def _without_frozen(feeds: Mapping[str, Any], module: Module, where: str) -> Mapping[str, Any]:
+    """A sample without the inputs that are frozen, which it may hold as they are."""
+    for name, frozen in module.frozen.items():
+        given = feeds.get(name, frozen)
+        if not np.array_equal(np.ravel(given), np.ravel(frozen)):
+            raise SampleError(
+                f"the input {name!r} is frozen to another value than this sample has",
+                at=where,
+                hint=f"leave {name!r} out of the samples, or those where it is another",
+            )
+    return {name: array for name, array in feeds.items() if name not in module.frozen}
 
 
 def _check(value: ir.Value, given: Any, sizes: dict[str, int], where: str) -> Array:

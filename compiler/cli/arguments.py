@@ -56,6 +56,15 @@ SamplesOption = Annotated[
         metavar="SAMPLES",
     ),
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Freeze an input to a number, true or false, a list such as [1,2], or a .npy file; "
+        "what depends on it alone is folded, and branches for other values go. May be repeated.",
+    ),
+]
 Target = Annotated[
     str | None,
     typer.Option(

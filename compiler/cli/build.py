@@ -19,6 +19,7 @@ from aigcc.cli.arguments import (
     Model,
     PrintAfter,
     SamplesOption,
+    Set,
     Threads,
     complete_pipeline,
     complete_target,
@@ -94,6 +95,7 @@ def build(
             help="More samples, to calibrate on, so that --samples judge what they did not make.",
         ),
     ] = None,
+    set: Set = None,
     dump_ir: DumpIr = None,
     print_after: PrintAfter = None,
     verify: Annotated[
@@ -119,6 +121,7 @@ def build(
     Example: `aigcc build model.onnx --target mobile -o out`
     """
     from aigcc import driver
+    from aigcc.freeze import parse_settings
     from aigcc.pipeline import dump
     from aigcc.pipeline.manager import Observer
 
@@ -137,6 +140,7 @@ def build(
             calibration=calibration,
             budget=_one_budget(budget, {"smaller": smaller, "faster": faster, "best": best}),
             recipe=recipe,
+            freeze=parse_settings(set or ()),
             observers=observers,
             verify=verify.value,
             latency=not no_latency,

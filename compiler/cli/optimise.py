@@ -16,6 +16,7 @@ from aigcc.cli.arguments import (
     Model,
     PrintAfter,
     SamplesOption,
+    Set,
     Target,
     check_free_file,
     complete_pipeline,
@@ -61,6 +62,7 @@ def opt(
         typer.Option(min=0, metavar="N", help="Stop after so many rewrites (see bisect)."),
     ] = None,
     target: Target = None,
+    set: Set = None,
     samples: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +92,7 @@ def opt(
     """
     from aigcc.driver import load
     from aigcc.errors import ModelError
+    from aigcc.freeze import parse_settings
     from aigcc.ir.module import Module
     from aigcc.pipeline import dump
     from aigcc.pipeline.context import Context
@@ -115,7 +118,7 @@ def opt(
         ctx = Context(
             target=None if target is None else make_target(target), limit=limit, progress=report
         )
-        original = load(model, roots=data_root or ())
+        original = load(model, roots=data_root or (), freeze=parse_settings(set or ()))
         if samples is not None:
             ctx.samples = load_samples(samples, original)
         if ctx.target is not None:
@@ -128,7 +131,7 @@ def opt(
             module = original.clone()
             runs = manager.run(module, ctx)
             report("comparing with the original", 0.0)
-            again = _command("bisect", model, passes, target, data_root)
+            again = _command("bisect", model, passes, target, data_root, set)
             again += ["--samples", str(samples)]
             quality = _compare(original, module, ctx, _tolerance(tolerance, ctx), again)
         report(f"writing {out}", 1.0)
@@ -165,13 +168,20 @@ def _tolerance(given: float | None, ctx: Context) -> float:
 
 
 def _command(
-    name: str, model: str, passes: str, target: str | None, roots: list[Path] | None
+    name: str,
+    model: str,
+    passes: str,
+    target: str | None,
+    roots: list[Path] | None,
+    set: list[str] | None,
 ) -> list[str]:
     """The words of a command on the same model and pipeline."""
     words = ["aigcc", name, model, "-p", passes]
     words += [] if target is None else ["-t", target]
     for folder in roots or ():
         words += ["--data-root", str(folder)]
+    for text in set or ():
+        words += ["--set", text]
     return words
 
 
@@ -224,6 +234,7 @@ def bisect(
         float, typer.Option(metavar="X", help="The largest max|a-b| / max|a| that counts as right.")
     ] = _TOLERANCE,
     target: Target = None,
+    set: Set = None,
     data_root: DataRoots = None,
     json: Json = False,
 ) -> None:
@@ -232,6 +243,7 @@ def bisect(
     Example: `aigcc bisect model.onnx -p canonicalize,fuse`
     """
     from aigcc.driver import load
+    from aigcc.freeze import parse_settings
     from aigcc.pipeline.bisect import find_first_wrong
     from aigcc.pipeline.context import Context
     from aigcc.pipeline.text import parse
@@ -239,7 +251,7 @@ def bisect(
     from aigcc.targets import make_target
 
     pipeline = parse(passes)
-    module = load(model, roots=data_root or ())
+    module = load(model, roots=data_root or (), freeze=parse_settings(set or ()))
     feeds = load_samples(samples, module)
     device = None if target is None else make_target(target)
     if device is not None:
@@ -259,7 +271,7 @@ def bisect(
         line(f"all {found.rewrites} rewrites are right within {tolerance:g} on {_first(feeds)}")
     else:
         line(f"on {_first(feeds)}:")
-        _show(found, _command("opt", model, passes, target, data_root))
+        _show(found, _command("opt", model, passes, target, data_root, set))
 
 
 def _first(feeds: Samples) -> str:

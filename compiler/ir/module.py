@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from aigcc.errors import ModelError
@@ -22,11 +23,15 @@ class Module:
     Args:
         model: The `onnx_ir` model; the module owns it and changes it in place.
         path: The file it came from, for messages and for resolving data references.
+
+    Attributes:
+        frozen: The values of inputs that are constants now, by name; see `aigcc.freeze`.
     """
 
     def __init__(self, model: ir.Model, path: Path | None = None) -> None:
         self.model = model
         self.path = path
+        self.frozen: Mapping[str, npt.NDArray[Any]] = {}
         self._facts: dict[Callable[[Module], Any], Any] = {}
 
     def __repr__(self) -> str:
@@ -148,6 +153,7 @@ class Module:
     def clone(self) -> Module:
         """A copy of the structure; weights are shared, since they are never changed in place."""
         made = Module(self.model.clone(), self.path)
+        made.frozen = self.frozen
         for graph in made.graphs():
             values = list(graph.inputs)
             if not isinstance(graph, ir.Function):
