@@ -57,8 +57,8 @@ def _is_if(node: ir.Node) -> bool:
 
 
 def _taken(node: ir.Node) -> ir.Graph | None:
-    """The branch that an If always takes."""
-    condition = scalar(node.inputs[0])
+    """The branch that an If always takes; none of one in a branch that was dropped."""
+    condition = scalar(node.inputs[0]) if node.inputs else None
     if condition is None:
         return None
     return node.attributes["then_branch" if condition else "else_branch"].as_graph()

@@ -64,6 +64,10 @@ IFS = {
       > r = Neg (i) },
       else_branch = u () => (float[2,4] w) { w = Identity (x) }
     >""",
+    "inside one that is not taken": f"""y = If (no) <
+      then_branch = o () => (float[2,4] r) {{ i = If (yes) <{BRANCHES}> r = Neg (i) }},
+      else_branch = u () => (float[2,4] w) {{ w = Exp (x) }}
+    >""",
     "after one that decides": f"""d = If (yes) <
       then_branch = o () => (bool r) {{ r = Not (yes) }},
       else_branch = u () => (bool s) {{ s = Not (no) }}
