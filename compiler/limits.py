@@ -87,6 +87,8 @@ def _differ(node: ir.Node, what: str, positions: Sequence[int]) -> str:
 
 def _bad_attribute(node: ir.Node, name: str, allowed: Sequence[Any], opset: int) -> str:
     given = node.attributes.get(name)
+    if given is None and not allowed:
+        return ""
     if given is None:
         value = _default(node, name, opset)
     elif given.is_ref():

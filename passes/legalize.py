@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import onnx
 import onnx_ir as ir
 
 from aigcc.errors import TargetError, did_you_mean
@@ -18,6 +19,7 @@ from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.pattern import Apply, Match, PatternBuilder
 from aigcc.pipeline.rules import Builder, Replacement, Rule, apply_rules
 from aigcc.target import Target, node_label
+from aigcc.targets import reference
 
 _ROUNDS = 8
 
@@ -57,6 +59,9 @@ class Legalize(Pass):
         low, high = _opsets(module, ctx)
         if low <= high and not low <= module.opset <= high:
             convert(module, min(max(module.opset, low), high), ctx, runs=True)
+        newest = onnx.helper.make_opsetid("", min(target.can.opset[1], reference().opset[1]))
+        most = onnx.helper.find_min_ir_version_for([newest], True)
+        module.model.ir_version = min(module.model.ir_version, most)  # runtimes refuse newer ones
 
 
 def _opsets(module: Module, ctx: Context) -> tuple[int, int]:

@@ -461,6 +461,28 @@ class DequantizeLast(Rule):
         return made
 
 
+class ScalarRange(Rule):
+    """Range(a [1], b, c) -> Range(Squeeze(a), b, c); also for b and c
+
+    ONNX Runtime refuses it once it knows the shape, and computes it as long as it does not.
+    """
+
+    name = "range"
+
+    def pattern(self, op: PatternBuilder, a: Any, b: Any, c: Any) -> Apply:
+        return op.Range(a, b, c)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
+        bounds = [match.a, match.b, match.c]
+        if all(bound.shape is None or len(bound.shape) != 1 for bound in bounds):
+            return None
+        scalars = [
+            op.Squeeze(v, [0]) if v.shape is not None and len(v.shape) else v for v in bounds
+        ]
+        value: ir.Value = op.Range(*scalars)
+        return value
+
+
 class DropTile(Rule):
     """Tile(x, ones) -> x"""
 

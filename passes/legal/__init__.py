@@ -14,7 +14,7 @@ from aigcc.passes.legal.activations import (
     Swish,
     ThresholdedRelu,
 )
-from aigcc.passes.legal.attention import Cache, Decompose, MultiHead
+from aigcc.passes.legal.attention import Cache, Decompose, MultiHead, Window
 from aigcc.passes.legal.centred import CentredNorm, MeanVarianceNorm
 from aigcc.passes.legal.contrib import FusedMatMul, SkipLayerNorm, SkipRmsNorm
 from aigcc.passes.legal.convolutions import UpsampledConv
@@ -39,6 +39,7 @@ from aigcc.pipeline.rules import Rule
 
 DECOMPOSITIONS: tuple[Rule, ...] = (
     BiasGelu(),
+    Window(),
     Cache(),
     Celu(),
     Decompose(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ _PREFER: dict[str, dict[str, int]] = {
     "square": {},
     "swish": {},
     "upsample-conv": {"channels": 128},
+}
+# What its kernels refuse of operators that they take otherwise.
+_LIMITS: dict[str, dict[str, list[int]]] = {
+    "Attention": {"left_window_size": [], "right_window_size": []},  # not even without a window
+    "GRU": {"layout": [0]},
+    "LSTM": {"layout": [0]},
+    "RNN": {"layout": [0]},
 }
 # What ONNX Runtime puts in by itself.
 _INTERNAL = {("", "MemcpyFromHost"), ("", "MemcpyToHost")}
@@ -124,6 +131,7 @@ def make_table(registry: Registry) -> dict[str, Any]:
             name: [] if entry.types == every else sorted(entry.types)
             for name, entry in entries.items()
         },
+        "limits": _LIMITS,
         "slots": {name: entry.slots for name, entry in entries.items() if entry.slots},
         "versions": {
             name: list(entry.opsets)
@@ -272,6 +280,10 @@ def _lines(table: dict[str, Any]) -> Iterator[str]:
     yield "[ops]"
     yield from (f"{_name(name)} = {_list(types)}" for name, types in table["ops"].items())
     yield ""
+    yield "# What a node must fulfil besides: see compiler/limits.py."
+    yield "[limits]"
+    yield from (f"{_name(name)} = [{_inline(limit)}]" for name, limit in table["limits"].items())
+    yield ""
     yield "# Inputs and outputs that take fewer types than the standard and the line above."
     for name, slots in table["slots"].items():
         yield f"[slots.{_name(name)}]"
@@ -286,7 +298,7 @@ def _list(types: list[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in types) + "]"
 
 
-def _inline(options: dict[str, int]) -> str:
+def _inline(options: Mapping[str, Any]) -> str:
     pairs = ", ".join(f"{key} = {value}" for key, value in options.items())
     return f"{{ {pairs} }}" if pairs else "{}"
 

@@ -409,6 +409,9 @@ def _onnx_types(site: Site, schema: onnx.defs.OpSchema) -> list[tuple[Type, ir.S
             return [nothing] * len(node.outputs)
         # Such ops of ours have one output, of the type of their first input.
         return [(node.inputs[0].type, None)]
+    first = site.input(0)
+    if node.op_type == "Range" and first and any(v is not None and v.shape for v in node.inputs):
+        return [(first.type, None)]  # of tensors [1], which runtimes take as long as they can
     proto = _node_proto(node)
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}

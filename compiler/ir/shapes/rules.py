@@ -396,9 +396,10 @@ def _ranked(step: int) -> Rule:
 
     def rule(site: Site) -> Sequence[Dims]:
         data, axes = site.dims(0), site.dims(1)
-        if data is None or axes is None or not isinstance(axes[0], int):
+        count = None if axes is None else [*axes, 1][0]  # some write one axis as a scalar
+        if data is None or not isinstance(count, int):
             return [None]
-        return [[UNKNOWN] * (len(data) + step * axes[0])]
+        return [[UNKNOWN] * (len(data) + step * count)]
 
     return rule
 
