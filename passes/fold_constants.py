@@ -23,6 +23,7 @@ from aigcc.ir.shapes.inference import infer_node
 from aigcc.ir.weights import constant, derive, read
 from aigcc.options import option
 from aigcc.pipeline.context import Context
+from aigcc.pipeline.forms import has_constants
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.rules import Builder, remove_dead
 
@@ -50,23 +51,26 @@ class FoldConstants(Pass):
 
     def run(self, module: Module, ctx: Context) -> None:
         """Fold in every graph, outer graphs first, so that what they capture is known."""
-        folder = _Folder(module, Names(module), self.limit, ctx)
-        for graph in list(module.graphs()):
-            for node in graph:
-                if _may_fold(node) and not folder.fold(graph, node):
-                    return
+        names = Names(module)
+        for root, opset in module.roots():
+            folder = _Folder(opset, names, self.limit, ctx)
+            graphs: list[GraphLike] = [root, *root.subgraphs()]
+            for graph in graphs:
+                for node in graph:
+                    if _may_fold(node) and not folder.fold(graph, node):
+                        return
 
 
 @dataclasses.dataclass
 class _Folder:
-    module: Module
+    opset: int
     names: Names
     limit: int
     ctx: Context
 
     def fold(self, graph: GraphLike, node: ir.Node) -> bool:
         """Fold one node if that is wise; False once the run's limit is reached."""
-        infer_node(node, self.module.opset)
+        infer_node(node, self.opset)
         size, given = _result_bytes(node), sum(_bytes(value) for value in node.inputs)
         refusal = None
         if size is None or size > max(self.limit, given):
@@ -80,11 +84,13 @@ class _Folder:
         tensors = self._compute(node, large=large)
         if tensors is None:
             return True
+        kept = all(has_constants(tensor.dtype, self.opset) for tensor in tensors)
+        if isinstance(graph, ir.Function) and not kept:
+            self.ctx.decline(node, f"a Constant of opset {self.opset} holds floats alone")
+            return True
         if not self.ctx.rewrite(node, f"{node.op_type} of constants"):
             return False
-        builder = Builder(
-            graph, self.names, node.name or node.op_type, self.name, self.module.opset
-        )
+        builder = Builder(graph, self.names, node.name or node.op_type, self.name, self.opset)
         for old, tensor in zip(node.outputs, tensors, strict=True):
             if old.name and old.uses():
                 new = builder.constant(tensor)
@@ -102,7 +108,7 @@ class _Folder:
 
     def _compute(self, node: ir.Node, *, large: bool) -> list[ir.TensorProtocol] | None:
         if not large:
-            return _evaluate(node, self.module.opset)
+            return _evaluate(node, self.opset)
         lazy = LAZY.get(node.op_type)
         (output, *others) = node.outputs
         if lazy is None or others or output.dtype is None or output.shape is None:

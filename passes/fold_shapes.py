@@ -31,17 +31,19 @@ class FoldShapes(Pass):
     def run(self, module: Module, ctx: Context) -> None:
         """Trace every small integer value; those used by other traced values die as dead code."""
         names = Names(module)
-        values = Values(module.opset, defaults_are_constant=module.model.ir_version <= 3)
-        for graph in list(module.graphs()):
-            if isinstance(graph, ir.Function):
-                continue
-            for node in graph:
-                if len(node.outputs) == 1 and not _fold(graph, node, values, module, names, ctx):
-                    return
+        for root, opset in module.roots():
+            values = Values(opset, defaults_are_constant=module.model.ir_version <= 3)
+            graphs = (
+                [*root.subgraphs()] if isinstance(root, ir.Function) else [root, *root.subgraphs()]
+            )
+            for graph in graphs:
+                for node in graph:
+                    if len(node.outputs) == 1 and not _fold(graph, node, values, opset, names, ctx):
+                        return
 
 
 def _fold(
-    graph: GraphLike, node: ir.Node, values: Values, module: Module, names: Names, ctx: Context
+    graph: GraphLike, node: ir.Node, values: Values, opset: int, names: Names, ctx: Context
 ) -> bool:
     old = node.outputs[0]
     if node.op_type == "Constant" or old.dtype not in _INTEGERS or old.is_graph_output():
@@ -53,7 +55,7 @@ def _fold(
         return True
     if not ctx.rewrite(node, f"{node.op_type} is always {known.tolist()}"):
         return False
-    builder = Builder(graph, names, node.name or node.op_type, FoldShapes.name, module.opset)
+    builder = Builder(graph, names, node.name or node.op_type, FoldShapes.name, opset)
     new = builder.constant(known.astype(old.dtype.numpy()))
     replace_value(graph, old, new, names)
     remove_dead([node])

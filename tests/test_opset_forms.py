@@ -156,3 +156,30 @@ g (float[2,4] x, int64 place) => (float[] y)
     PassManager(parse("unpack-sequences")).run(module, ctx)
     assert module.text() == before
     assert any(reason in remark.message for remark in ctx.remarks)
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 13])
+def test_functions_get_no_constants_that_their_opset_lacks(opset: int) -> None:
+    module = Module.parse(f"""<ir_version: 8, opset_import: ["" : {opset}, "own" : 1]>
+g (float[2,4] x) => (float[8] y) {{ y = own.f (x) }}
+<domain: "own", opset_import: ["" : {opset}]>
+f (x) => (y) {{ s = Shape (x) k = Shape (s) c = Concat <axis = 0> (k, k) p = ReduceProd
+  <keepdims = 1> (s) y = Reshape (x, p) }}""")
+    PassManager(parse("canonicalize,fuse")).run(module, Context())
+    verify(module.model)
+    (y,) = OrtSession(module, optimise=False).run({"x": X}).values()
+    np.testing.assert_array_equal(y, X.reshape(8))
+
+
+def test_functions_are_folded_by_their_own_opset() -> None:
+    module = Module.parse("""<ir_version: 8, opset_import: ["" : 18, "own" : 1]>
+g (float[2,4] x) => (y) { y = own.f (x) }
+<domain: "own", opset_import: ["" : 11]>
+f (x) => (y) {
+  w = Constant <value = float[2,4] {1, 2, 3, 4, 5, 6, 7, 8}> ()
+  s = ReduceSum <axes = [0], keepdims = 0> (w)
+  y = Mul (x, s)
+}""")
+    PassManager(parse("canonicalize")).run(module, Context())
+    (function,) = module.model.functions.values()
+    assert [node.op_type for node in function] == ["Constant", "Mul"]

@@ -42,6 +42,12 @@ _ATTRIBUTES: dict[str, tuple[int, tuple[str, ...]]] = {
     ),
 }
 _COUNTED_PARTS = 18
+_CONSTANTS_OF_ALL_TYPES = 9
+
+
+def has_constants(dtype: ir.DataType, opset: int) -> bool:
+    """Whether there are Constant nodes of a type, which functions need, having no initializers."""
+    return opset >= _CONSTANTS_OF_ALL_TYPES or dtype.is_floating_point()
 
 
 def spelt(

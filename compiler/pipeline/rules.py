@@ -20,7 +20,7 @@ from aigcc.ir.names import Names
 from aigcc.ir.operators import op_key
 from aigcc.ir.shapes.inference import infer_node
 from aigcc.pipeline.context import Context
-from aigcc.pipeline.forms import spelt
+from aigcc.pipeline.forms import has_constants, spelt
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.pattern import (
     Apply,
@@ -131,8 +131,14 @@ class Builder:
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
     def constant(self, data: np.ndarray | ir.TensorProtocol, name: str = "const") -> ir.Value:
-        """A new constant: an initializer, or inside a function a Constant node."""
+        """A new constant: an initializer, or inside a function a Constant node.
+
+        Raises:
+            NoMatch: the function's opset has no Constant of this type.
+        """
         tensor = ir.tensor(data) if isinstance(data, np.ndarray) else data
+        if isinstance(self.graph, ir.Function) and not has_constants(tensor.dtype, self.opset):
+            raise NoMatch(f"a Constant of opset {self.opset} holds floats alone")
         fresh = self.names.fresh(f"{self.stem}/{name}")
         tensor.name = fresh
         if isinstance(self.graph, ir.Function):
