@@ -44,7 +44,8 @@ class OrtSession:
 
     Args:
         source: A `.onnx` or `.ort` file, or a module; a module is saved to a scratch folder, which
-            is gone when the session is ready.
+            is gone when the session is ready. One of an opset that ONNX Runtime does not read is
+            converted to one that it does.
         optimise: Whether ONNX Runtime may rewrite the graph and copy weights into faster layouts.
         integers: Whether products between Q/DQ may become products of integers; in float32 they are
             exact on every processor, and weights are held in float32.
@@ -192,12 +193,14 @@ def _open(path: Path | bytes, options: Any, **more: Any) -> Any:
 
 @contextlib.contextmanager
 def _as_file(source: str | Path | Module) -> Iterator[Path]:
+    from aigcc.passes.convert_opset import readable
+
     if not isinstance(source, Module):
         yield Path(source)
         return
     with tempfile.TemporaryDirectory(prefix="aigcc-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
-        source.save(path, external=True)
+        readable(source).save(path, external=True)
         yield path
 
 

@@ -17,11 +17,13 @@ from aigcc.ir.names import Names
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.ir.signatures import is_withdrawn
 from aigcc.options import option
+from aigcc.passes.lift_constants import LiftConstants
 from aigcc.passes.opsets import HIGHEST, LOWER, LOWEST, LOWEST_RESULT, RAISE
 from aigcc.passes.opsets.call import Blocked, Call, Operand
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.rules import Builder
+from aigcc.targets import reference
 
 _ALIASES = ("", "ai.onnx")
 _RANKS_MATTER = 13
@@ -81,8 +83,7 @@ def convert(module: Module, version: int, ctx: Context, *, runs: bool) -> bool:
     names = Names(module)
     for made in plans:
         made.apply(names, ctx)
-    least = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)], True)
-    module.model.ir_version = max(module.model.ir_version, least)
+    module.model.ir_version = max(module.model.ir_version, newest_ir_version(version))
     return True
 
 
@@ -96,6 +97,28 @@ def plan(module: Module, version: int, ctx: Context, *, runs: bool) -> list[Plan
             infer_shapes(module.model, only_missing=True)
         plans.append(Plan(root, current, version, ctx if runs else None))
     return plans
+
+
+def readable(module: Module) -> Module:
+    """The module, or a copy in the nearest opset and IR version that ONNX Runtime reads.
+
+    A copy that cannot be made is left to ONNX Runtime's own words.
+    """
+    low, high = reference().opset
+    newest = newest_ir_version(high)
+    if module.opset in (0, *range(low, high + 1)) and module.model.ir_version <= newest:
+        return module
+    made = module.clone()
+    LiftConstants().run(made, Context())
+    convert(made, min(max(module.opset, low), high), Context(), runs=False)
+    made.model.ir_version = min(made.model.ir_version, newest)
+    return made
+
+
+def newest_ir_version(opset: int) -> int:
+    """The IR version that an opset of the default domain came with."""
+    found: int = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], True)
+    return found
 
 
 class Plan:

@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import onnx
 import onnx_ir as ir
 
 from aigcc.errors import TargetError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.ir.operators import op_key
-from aigcc.passes.convert_opset import convert, plan
+from aigcc.passes.convert_opset import convert, newest_ir_version, plan
 from aigcc.passes.legal import DECOMPOSITIONS, PREFERENCES
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
@@ -59,8 +58,7 @@ class Legalize(Pass):
         low, high = _opsets(module, ctx)
         if low <= high and not low <= module.opset <= high:
             convert(module, min(max(module.opset, low), high), ctx, runs=True)
-        newest = onnx.helper.make_opsetid("", min(target.can.opset[1], reference().opset[1]))
-        most = onnx.helper.find_min_ir_version_for([newest], True)
+        most = newest_ir_version(min(target.can.opset[1], reference().opset[1]))
         module.model.ir_version = min(module.model.ir_version, most)  # runtimes refuse newer ones
 
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import aigcc
 from aigcc.errors import PassError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
@@ -340,3 +341,20 @@ def test_the_newest_opset_is_lowered() -> None:
     run = make_target("mobile")
     PassManager(parse(run.pipeline())).run(module, Context(target=run))
     assert module.opset == 26 and run.check(module) == []
+
+
+@pytest.mark.parametrize("target", ["mobile", "cpu"])
+def test_a_model_of_opset_6_is_built_and_compared(target: str, tmp_path: Path) -> None:
+    path = DATA / "pytorch-converted" / "test_BatchNorm2d_eval" / "model.onnx"
+    made = aigcc.build(path, target, tmp_path / "out")
+    assert made.original.opset == 6 and made.module.opset == 7
+    outputs = made.artifact.manifest["quality"]["outputs"]
+    assert max(row["relative"] for row in outputs) < 1e-5
+
+
+def test_a_newer_ir_version_than_runtimes_read_is_run() -> None:
+    module = Module.parse("""<ir_version: 14, opset_import: ["" : 28]>
+g (float[2] x) => (y) { y = Relu (x) }""")
+    (y,) = OrtSession(module).run({"x": np.array([-1, 2], np.float32)}).values()
+    np.testing.assert_array_equal(y, [0, 2])
+    assert module.opset == 28
