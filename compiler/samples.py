@@ -31,7 +31,7 @@ Source = (
     | Mapping[str, Any]
 )
 
-_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_CALLABLE = re.compile(r"[A-Za-z_][\w.-]*:[A-Za-z_][\w.]*")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from aigcc.passes.to_fp16 import ToFp16
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse
+from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
 from aigcc.target import Capabilities, check_against
 from aigcc.targets import worker
@@ -211,6 +212,33 @@ def test_float32_attention_is_spelt_out_where_it_stays_float32() -> None:
         made = legalised(attentions(body), Gpu(precision=precision))  # type: ignore[arg-type]
         assert "Attention" not in [node.op_type for node in made.nodes()]
     assert Gpu(precision="fp32").check(attentions(body, "float16")) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("mean", [0, 300, 1000, -10000])
+def test_norms_of_values_far_from_zero_keep_their_digits(precision: str, mean: float) -> None:
+    made = module(
+        """g (float[1,8,6,6] x, float[8,8,1,1] w) => (y)
+<float[8] s = {1, 1, 1, 1, 1, 1, 1, 1}, float[8] b = {0, 0, 0, 0, 0, 0, 0, 0}>
+{
+  n = GroupNormalization <num_groups = 2> (x, s, b)
+  y = Conv (n, w)
+}"""
+    )
+    random = np.random.default_rng(0)
+    feeds = {
+        "x": (mean + random.standard_normal((1, 8, 6, 6))).astype(np.float32),
+        "w": random.standard_normal((8, 8, 1, 1)).astype(np.float32),
+    }
+    target = Gpu(precision=precision)  # type: ignore[arg-type]
+    ctx = Context(target=target, samples=load_samples(lambda: iter([feeds]), made))
+    PassManager(parse(target.pipeline())).run(made, ctx)
+    rows = feeds["x"].astype(np.float64).reshape(2, -1)
+    normed = (rows - rows.mean(1, keepdims=True)) / rows.std(1, keepdims=True)
+    right = np.einsum("oi,ihw->ohw", feeds["w"][:, :, 0, 0], normed.reshape(8, 6, 6))
+    y = OrtSession(made, optimise=False).run(feeds)["y"][0]
+    tolerance = 1e-5 if precision == "fp32" else 1e-2
+    assert np.abs(y - right).max() <= tolerance * np.abs(right).max()
 
 
 @needs_library
