@@ -20,6 +20,7 @@ _MOVES = frozenset(
 _CONTROL = frozenset({"If", "Loop", "Scan"})
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _MATRIX = 2  # axes
+_NORMS = frozenset({"GroupNormalization", "InstanceNormalization"})
 _FLOAT = ir.DataType.FLOAT
 _SPELL = "let the pipeline end with legalize, which writes it as simpler operators"
 
@@ -115,15 +116,15 @@ def _shared_factors(attentions: Iterable[ir.Node]) -> Iterator[Problem]:
 def _in_float32(nodes: list[ir.Node]) -> Iterator[Problem]:
     """What is not left as one operator in float32.
 
-    No Attention is fused there, and beside products of the same query some fail. Where group norms
-    stay float32, it is since their values are far from 0, and one pass of sums loses the digits.
+    No Attention is fused there, and beside products of the same query some fail. Where norms stay
+    float32, it is since their values are far from 0, and one pass of sums loses the digits.
     """
     for node in nodes:
         if node.inputs and node.inputs[0] is not None and node.inputs[0].dtype == _FLOAT:
             if node.op_type == "Attention":
                 yield Problem("there is no fused Attention in float32", node_label(node), _SPELL)
-            if node.op_type == "GroupNormalization":
-                message = "GroupNormalization in float32 loses digits of values far from 0"
+            if node.op_type in _NORMS:
+                message = f"{node.op_type} in float32 loses digits of values far from 0"
                 yield Problem(message, node_label(node), _SPELL)
 
 
