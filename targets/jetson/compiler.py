@@ -6,12 +6,14 @@ import math
 import re
 import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from aigcc.errors import TargetError
 from aigcc.targets.jetson.faithful import keep_special_numbers
 from aigcc.targets.jetson.half import multiply_in_half
+from aigcc.targets.jetson.parameters import detach_large, settle
 
 Progress = Callable[[str, float], None]
 
@@ -40,40 +42,43 @@ def compile_model(request: dict[str, Any], progress: Progress) -> dict[str, Any]
     from tvm.relax.frontend.onnx import from_onnx
 
     progress("importing the model", 0.1)
-    model = onnx.load(request["onnx"])
+    model = onnx.load(request["onnx"], load_external_data=False)
+    inputs = len(model.graph.input)
+    weights = detach_large(model, Path(request["onnx"]).parent)
     _inline_small_weights(model.graph)
     try:
         program = from_onnx(model, keep_params_in_input=True)
     except Exception as error:
         raise _refusal(error) from error
+    program, named = tvm.relax.frontend.detach_params(program)
+    weights += named.get("main", [])
+    program["main"] = program["main"].with_attr("num_input", inputs)
     try:
-        program, executable, parameters = _compile(program, request, progress)
+        program, executable, parameters = _compile(program, weights, request, progress)
     except Exception as error:
         raise TargetError(f"TVM cannot compile the model: {_message(error)}") from error
     progress("linking", 0.8)
     executable.export_library(request["library"], fcompile=_linker(request["link"]))
-    tvm.runtime.save_param_dict_to_file(
-        {str(index): tensor for index, tensor in enumerate(parameters)}, request["parameters"]
-    )
     kernels = [f for f in program.functions.values() if isinstance(f, tvm.tirx.PrimFunc)]
     return {
         "version": tvm.__version__,
         "kernels": len(kernels),
         "launches": program["main"].script().count("R.call_tir("),
-        "parameters": len(parameters),
+        "parameters": parameters,
     }
 
 
 def _compile(
-    program: Any, request: dict[str, Any], progress: Progress
-) -> tuple[Any, Any, list[Any]]:
-    """The program as kernels, its machine code, and the parameters that it takes."""
+    program: Any, weights: list[Any], request: dict[str, Any], progress: Progress
+) -> tuple[Any, Any, int]:
+    """The program as kernels, its machine code, and how many parameters it takes."""
     import tvm
     from tvm import relax
 
     program = multiply_in_half(program)
     progress("preparing the parameters", 0.2)
-    program, parameters = _settle_parameters(program)
+    here = tvm.target.Target(_this_machine())
+    program, parameters = settle(program, weights, Path(request["parameters"]), here)
     target = tvm.target.Target(request["target"] or _this_machine())
     with target:
         program = relax.transform.FastMathTransform()(program)
@@ -97,34 +102,6 @@ def _inline_small_weights(graph: Any) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
-
-
-def _settle_parameters(program: Any) -> tuple[Any, list[Any]]:
-    """Compute now what depends on parameters alone, such as their float16 form.
-
-    Returns the program, which takes the results behind its inputs, and the results.
-    """
-    import tvm
-    from tvm import relax
-
-    program, named = relax.frontend.detach_params(program)
-    given = list(named.get("main", []))
-    if not given:
-        return program, []
-    program = relax.transform.LiftTransformParams()(program)
-    step = "main_transform_params"
-    prepare = tvm.compile(_only(program, step, "main"), target=tvm.target.Target(_this_machine()))
-    made = relax.VirtualMachine(prepare, tvm.cpu())[step](given)
-    return _only(program, "main", step), list(made)
-
-
-def _only(program: Any, kept: str, other: str) -> Any:
-    """One of the two functions of a program, with what it calls."""
-    import tvm
-    from tvm import relax
-
-    functions = {name: f for name, f in program.functions.items() if name.name_hint != other}
-    return relax.transform.DeadCodeElimination([kept])(tvm.IRModule(functions))
 
 
 def _this_machine() -> dict[str, Any]:
