@@ -153,7 +153,7 @@ def _needed(made: Sequence[Any], bindings: Sequence[Any], read: Mapping[Any, int
         if value in read:
             needed.append(value)
         elif value in by_variable:
-            pending += relax.analysis.free_vars(by_variable[value])
+            pending.extend(relax.analysis.free_vars(by_variable[value]))
     return needed
 
 

@@ -23,13 +23,22 @@ from aigcc.samples import load_samples
 from aigcc.target import Lowered
 from aigcc.targets.jetson import INSTALL, Jetson
 from aigcc.targets.jetson.machine_code import read_library
-from aigcc.targets.jetson.program import LIBRARY, PARAMETERS, SIGNATURE, Input, Signature
+from aigcc.targets.jetson.parameters import TensorFile
+from aigcc.targets.jetson.program import (
+    LIBRARY,
+    PARAMETERS,
+    SIGNATURE,
+    Input,
+    NativeSession,
+    Signature,
+)
 from aigcc.targets.jetson.toolchain import (
     INSTALL_QEMU,
     PREPARE,
     QEMU,
     cross_linker,
     find_runner,
+    native_linker,
 )
 
 HAS_TVM = importlib.util.find_spec("tvm") is not None
@@ -292,6 +301,66 @@ def assert_equal(
         assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape)
         wide, right = actual[name].astype(np.float64), array.astype(np.float64)
         assert np.abs(wide - right).max() <= tolerance * np.abs(right).max()
+
+
+@needs_tvm
+def test_parameters_are_written_in_the_form_that_tvm_reads(tmp_path: Path) -> None:
+    import tvm
+
+    arrays = [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.array(7, np.int64),
+        np.zeros((0, 4), np.float16),
+        np.array([True, False]),
+        np.arange(5, dtype=np.uint8),
+    ]
+    types = [(array.shape, array.dtype.name) for array in arrays]
+    with TensorFile(tmp_path / "ours", types) as file:
+        for index in (3, 0, 4, 1, 2):
+            file.write(index, arrays[index])
+    tensors = {str(index): tvm.runtime.tensor(array) for index, array in enumerate(arrays)}
+    tvm.runtime.save_param_dict_to_file(tensors, str(tmp_path / "theirs"))
+    read = tvm.runtime.load_param_dict_from_file(str(tmp_path / "ours"))
+    for index, array in enumerate(arrays):
+        np.testing.assert_array_equal(read[str(index)].numpy(), array)
+    assert (tmp_path / "ours").stat().st_size == (tmp_path / "theirs").stat().st_size
+
+
+@needs_tvm
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_large_weights_are_prepared_a_part_at_a_time(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    from aigcc.targets.jetson import compiler, parameters
+
+    random = np.random.default_rng(0)
+    table = random.standard_normal((64, 8)).astype(np.float32)
+    numbers = ", ".join(f"{x:.9g}" for x in table.ravel())
+    made = module(f"""g (int64[1,5] ids) => (y, z)
+<float[64,8] t = {{{numbers}}}, int64[1] a = {{1}}>
+{{ e = Gather (t, ids) m = ReduceMean <keepdims = 0> (e, a) u = Transpose <perm = [1,0]> (t)
+   y = MatMul (m, u) h = Exp (t) z = MatMul (h, u) }}""")
+    made.save(tmp_path / "model.onnx", external=True)
+    monkeypatch.setattr(parameters, "_LARGE", 256)
+    monkeypatch.setattr(parameters, "_TOGETHER", limit)
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    (weight,) = parameters.detach_large(model, tmp_path)
+    assert isinstance(weight, np.memmap)
+    request = {
+        "onnx": str(tmp_path / "model.onnx"),
+        "library": str(tmp_path / LIBRARY),
+        "parameters": str(tmp_path / PARAMETERS),
+        "target": None,
+        "link": native_linker(),
+    }
+    compiler.compile_model(request, lambda text, fraction: None)
+    Signature.of(made).save(tmp_path / SIGNATURE)
+    feeds = {"ids": np.array([[3, 1, 4, 1, 5]])}
+    assert_equal(
+        NativeSession(tmp_path).run(feeds), OrtSession(made, optimise=False).run(feeds), 1e-5
+    )
 
 
 @needs_tvm
