@@ -51,7 +51,7 @@ class Vits(nn.Module):
         frames = torch.ceil(lengths).long().clamp(1, _LONGEST)
         ends = torch.cumsum(frames, -1)
         count = ends[:, :, -1].max().item()
-        torch._check(count >= 2)
+        torch._check(count >= 2)  # type: ignore[no-untyped-call]
         place = torch.arange(count, device=ends.device)
         begins = ends - frames
         path = (place[:, None] >= begins) & (place[:, None] < ends)
@@ -125,7 +125,8 @@ def _spline(x: Tensor, shape: Tensor) -> Tensor:
     """
     inside = (x >= -_BOUND) & (x <= _BOUND)
     made = torch.where(inside, torch.zeros_like(x), x)
-    made[inside] = _inverse(x[inside], *shape[inside].split([_BINS, _BINS, _BINS - 1], -1))
+    widths, heights, slopes = torch.split(shape[inside], [_BINS, _BINS, _BINS - 1], -1)
+    made[inside] = _inverse(x[inside], widths, heights, slopes)
     return made
 
 
