@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from aigcc.errors import ModelError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.dims import UNKNOWN, ceil_div, dim_text, floor_div, parse_dim, to_dims
-from aigcc.ir.shapes.inference import infer_node, infer_shapes
+from aigcc.ir.shapes.inference import Dropped, infer_node, infer_shapes
 from aigcc.ir.shapes.rules import STANDARD
 from aigcc.ir.shapes.site import Site
 from aigcc.ir.shapes.values import Values
@@ -177,24 +177,104 @@ DECLARED = {
     "a rank": ("float[?,?] y", "FLOAT[B,8]"),
     "another name of the same dim": ("float[batch,8] y", "FLOAT[batch,8]"),
     "a name where the size is known": ("float[B,width] y", "FLOAT[B,8]"),
-    "more than follows": ("float[4,8] y", "FLOAT[4,8]"),
+    "a name that says nothing": ("float[None,8] y", "FLOAT[B,8]"),
+    "the name of another input's dim": ("float[C,8] y", "FLOAT[B,8]"),
+    "more than follows": ("float[4,8] y", "FLOAT[B,8]"),
+    "another size": ("float[B,9] y", "FLOAT[B,8]"),
+    "another rank": ("float[B] y", "FLOAT[B,8]"),
 }
 
 
 @pytest.mark.parametrize("case", DECLARED)
-def test_what_is_known_is_kept_or_bettered(case: str) -> None:
+def test_what_a_node_makes_counts_more_than_what_is_declared(case: str) -> None:
     output, expected = DECLARED[case]
-    model = parse(f"main (float[B,8] x) => ({output}) {{ y = Relu (x) }}")
-    infer_shapes(model)
+    model = parse(f"main (float[B,8] x, float[C] other) => ({output}) {{ y = Relu (x) }}")
+    found = infer_shapes(model)
     assert shape_of(model, "y") == expected
+    assert [type(each) for each in found] == [Dropped] * (case in ("another size", "another rank"))
 
 
-@pytest.mark.parametrize("output", ["float[B,9] y", "float[B] y", "int64[B,8] y"])
-def test_a_false_declaration_is_an_error(output: str) -> None:
-    model = parse(f"main (float[B,8] x) => ({output}) {{ y = Relu (x) }}")
+def test_a_declaration_counts_where_nothing_is_inferred() -> None:
+    model = parse("""
+        main (float[B,8] x, float[2,8] c) => (float[n,8] y, float[n,8] z, float[B,4] w, s) {
+          y = my.own.Thing (x)
+          z = my.own.Thing (c)
+          w = my.own.Thing (x)
+          s = Add (y, y)
+        }""")
+    for node in model.graph:
+        infer_node(node, 21)
+    infer_shapes(model)
+    assert [shape_of(model, name) for name in "yzw"] == ["FLOAT[n,8]", "FLOAT[n,8]", "FLOAT[B,4]"]
+
+
+def test_a_name_for_two_dims_is_kept_for_the_first() -> None:
+    model = parse("""
+        main (float[A,8] x, float[B,8] y) => (float[T,8] v, float[T,8] w, float[T] z, float[T] u) {
+          v = Neg (x)
+          w = Neg (y)
+          m = NonZero (y)
+          flat = Constant <value_ints = [-1]> ()
+          u = Reshape (v, flat)
+          zero = Constant <value_int = 0> ()
+          rows = Gather (m, zero)
+          z = Cast <to = 1> (rows)
+        }""")
+    infer_shapes(model)
+    assert [shape_of(model, name) for name in "vwzu"] == [
+        "FLOAT[T,8]",
+        "FLOAT[B,8]",
+        "FLOAT[None]",
+        "FLOAT[8*T]",
+    ]
+
+
+def test_a_false_shape_is_dropped_with_a_remark() -> None:
+    model = parse("""
+        main (bool c, float[2,8] x) => (float[3,s] y) {
+          y = If (c) <
+            then_branch = yes () => (float[1] a) { b = Neg (x) a = Neg (b) },
+            else_branch = no () => (float[2,9] d) { d = Relu (x) }>
+        }""")
+    found = infer_shapes(model)
+    assert [shape_of(model, name) for name in "bady"] == ["FLOAT[2,8]"] * 4
+    assert [str(each) for each in found] == [
+        "graph 'yes', the Neg that makes 'a': value 'a' is declared [1], but Neg makes [2,8]",
+        "graph 'no', the Relu that makes 'd': value 'd' is declared [2,9], but Relu makes [2,8]",
+        "graph 'main', the If that makes 'y': value 'y' is declared [3,s], but If makes [2,8]",
+    ]
+
+
+def test_the_shape_of_a_fresh_node_may_not_be_false() -> None:
+    model = parse("main (float[B,8] x) => (float[B,9] y) { y = Relu (x) }")
+    with pytest.raises(ModelError, match=r"value 'y' is declared .*, but Relu makes") as info:
+        infer_node(model.graph[0], 21)
+    assert info.value.at == "graph 'main', the Relu that makes 'y'"
+
+
+def test_a_false_type_is_an_error() -> None:
+    model = parse("main (float[B,8] x) => (int64[B,8] y) { y = Relu (x) }")
     with pytest.raises(ModelError, match=r"value 'y' is declared .*, but Relu makes") as info:
         infer_shapes(model)
     assert info.value.at == "graph 'main', the Relu that makes 'y'"
+
+
+@pytest.mark.parametrize("name", ["None", "unk", "unk__12", "unknown", "dynamic", "DYN_3", "Any"])
+def test_names_that_say_nothing_are_not_one_dim(name: str) -> None:
+    model = parse(f"""
+        main (float[{name},8] a, float[{name},8] b) => (float[{name},8] y) {{
+          y = Concat <axis = 0> (a, b)
+        }}""")
+    infer_shapes(model)
+    assert [str(value.shape) for value in model.graph.inputs] == ["[a_dim_0,8]", "[b_dim_0,8]"]
+    assert shape_of(model, "y") == "FLOAT[a_dim_0 + b_dim_0,8]"
+
+
+@pytest.mark.parametrize("name", ["N", "batch", "s0", "S", "E", "I", "lambda", "nonempty", "dim_0"])
+def test_names_that_say_something_are_one_dim(name: str) -> None:
+    model = parse(f"main (float[{name},8] a, float[{name},8] b) => (y) {{ y = Add (a, b) }}")
+    infer_shapes(model)
+    assert shape_of(model, "y") == f"FLOAT[{name},8]"
 
 
 def test_inputs_that_contradict_each_other_are_an_error() -> None:

@@ -270,11 +270,12 @@ def ranges(draw: Draw, opset: int) -> Node:
 
 
 def shape_of(draw: Draw, opset: int) -> Node:
-    attributes = {}
+    data, attributes = numbers(draw, np.float32, shapes(draw)), {}
     for name in ("start", "end") if opset >= 15 else ():
         if draw(st.booleans()):
-            attributes[name] = draw(st.integers(-5, 5))
-    return [numbers(draw, np.float32, shapes(draw))], attributes
+            # the reference does not clamp what lies further before the first dim
+            attributes[name] = draw(st.integers(-data.ndim, 5))
+    return [data], attributes
 
 
 CASES: dict[str, Case] = {

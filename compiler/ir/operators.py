@@ -46,3 +46,12 @@ def is_deterministic(node: ir.Node) -> bool:
 def op_key(node: ir.Node) -> str:
     """`Op` for the default domain, `domain::Op` for others: as target tables have them."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+SCALAR_INPUTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("BlackmanWindow", "HammingWindow", "HannWindow"), (0,)),
+    "Dropout": (1, 2),
+    "MelWeightMatrix": (0, 1, 2, 3, 4),
+    "Range": (0, 1, 2),
+}
+"""Inputs whose one element may have any rank when it is computed, and none when it is constant."""

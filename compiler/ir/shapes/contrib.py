@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from aigcc.ir.shapes.dims import UNKNOWN, Dim, add, product, quotient
-from aigcc.ir.shapes.rules import Dims, broadcast, convolution, matmul, pooling, same
+from aigcc.ir.shapes.operands import Dims, broadcast, matmul, same
 from aigcc.ir.shapes.site import Site
+from aigcc.ir.shapes.windows import convolution, pooling
 
 Typed = tuple[ir.DataType | None, Dims]
 ContribRule = Callable[[Site], Sequence[Typed]]

@@ -10,12 +10,10 @@ import onnx_ir as ir
 
 from aigcc.errors import ModelError
 from aigcc.ir.shapes.dims import UNKNOWN, Dim, to_dims
-from aigcc.ir.shapes.rules import Dims
+from aigcc.ir.shapes.operands import Dims, Type
 
 if TYPE_CHECKING:
     from aigcc.ir.shapes.inference import Imports, Walk
-
-Type = ir.TypeProtocol | None
 
 
 def joined(a: tuple[Type, Dims], b: tuple[Type, Dims]) -> tuple[Type, Dims]:

@@ -11,6 +11,9 @@ from aigcc.ir.shapes.dims import product
 from aigcc.ir.shapes.elements import MAX_ELEMENTS, READABLE, Rules, array_of
 from aigcc.ir.shapes.site import Array, Site, Untraceable
 
+# A bound beyond this means "to the end" in a Slice.
+FAR = 2**31 - 1
+
 
 def _read(tensor: ir.TensorProtocol) -> Array:
     if tensor.dtype not in READABLE or tensor.size > MAX_ELEMENTS:
@@ -73,17 +76,21 @@ def _slice(site: Site) -> Array:
     axes = site.ints("axes", 3, range(len(starts)))
     steps = site.ints("steps", 4, [1] * len(starts))
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        array = array.take(_positions(array.shape[axis], start, end, step), axis=axis)
+        array = array.take(sliced(array.shape[axis], start, end, step), axis=axis)
     return array
 
 
-def _positions(size: int, start: int, end: int, step: int) -> list[int]:
-    """What a slice picks of `size` elements, its bounds clamped to what there is."""
-    if step < 0 and start < -size:
-        raise Untraceable  # the standard starts at element 0 here, its own evaluator nowhere
+def sliced(size: int, start: int, end: int, step: int) -> range:
+    """What a slice picks of `size` elements, its bounds clamped to what there is.
+
+    Raises:
+        Untraceable: The standard, its evaluator and runtimes differ in what these bounds mean.
+    """
+    if step < 0 and (start < -size or end >= FAR):
+        raise Untraceable
     first, last = (0, size) if step > 0 else (-1, size - 1)
     start, end = (bound + size if bound < 0 else bound for bound in (start, end))
-    return list(range(min(max(start, 0), last), min(max(end, first), last), step))
+    return range(min(max(start, 0), last), min(max(end, first), last), step)
 
 
 def _concat(site: Site) -> Array:

@@ -1,344 +1,45 @@
-"""Output dims of standard ops where ONNX's own inference gives up on symbolic dims."""
+"""Output dims of standard operators where ONNX's own inference stops, or is not to be believed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from typing import Any
 
-import sympy
+import numpy as np
+import onnx_ir as ir
 
-from aigcc.ir.shapes.dims import (
-    UNKNOWN,
-    Dim,
-    add,
-    ceil_div,
-    floor_div,
-    is_known,
-    maximum,
-    minimum,
-    product,
-    quotient,
-    tidy,
-)
-from aigcc.ir.shapes.site import Site, Untraceable
-
-Dims = list[Dim] | None
-Rule = Callable[[Site], Sequence[Dims]]
-
-# A bound beyond this means "to the end" in a Slice.
-_FAR = 2**31 - 1
-
-
-def broadcast(*operands: Dims) -> Dims:
-    """The dims of an elementwise result, by the rules of multidirectional broadcasting."""
-    known = [dims for dims in operands if dims is not None]
-    if len(known) < len(operands):
-        return None
-    columns = zip_longest(*(reversed(dims) for dims in known), fillvalue=1)
-    return [_broadcast_dim(column) for column in columns][::-1]
-
-
-def _broadcast_dim(dims: Sequence[Dim]) -> Dim:
-    wide = [dim for dim in dims if dim != 1]
-    for dim in wide:
-        # A static dim above 1 decides alone: the others are equal to it, or 1.
-        if isinstance(dim, int):
-            return dim
-    if not wide:
-        return 1
-    # Of two dims that broadcast, each at least 1, the result is the greater, where that is decided.
-    greatest = maximum(*wide)
-    return UNKNOWN if isinstance(greatest, sympy.Max) else greatest
-
-
-def matmul(left: Dims, right: Dims) -> Dims:
-    """The dims of a matrix product of stacks of matrices, or of vectors."""
-    if left is None or right is None:
-        return None
-    stacks = broadcast(left[:-2], right[:-2]) or []
-    return [*stacks, *left[-2:-1], *(right[-1:] if len(right) > 1 else [])]
+from aigcc.ir.shapes.dims import UNKNOWN, Dim, add, ceil_div, maximum, product, quotient
+from aigcc.ir.shapes.layout import LAYOUT
+from aigcc.ir.shapes.operands import Dims, Rule, broadcast, same
+from aigcc.ir.shapes.site import Site
+from aigcc.ir.shapes.windows import WINDOWS, keeps_size
 
 
 def _elementwise(site: Site) -> Sequence[Dims]:
+    if site.opset < 7:
+        return same(site)  # the other operand was stretched to the first one
     return [broadcast(*(site.dims(index) for index in range(len(site.node.inputs))))]
-
-
-def same(site: Site) -> Sequence[Dims]:
-    """The first output has the dims of the first input."""
-    return [site.dims(0)]
-
-
-def _from_sizes(site: Site, index: int) -> Dims:
-    """The dims that input `index` lists; of the right rank at least, where that is known."""
-    known, dims = site.known(index), site.dims(index)
-    if known is not None:
-        return [_checked(size) for size in known.ravel().tolist()]
-    if dims is not None and len(dims) == 1 and isinstance(dims[0], int):
-        return [UNKNOWN] * dims[0]
-    return None
-
-
-def _checked(size: Dim) -> Dim:
-    return size if isinstance(size, sympy.Expr) or size >= 0 else UNKNOWN
-
-
-def _reshape(site: Site) -> Sequence[Dims]:
-    known, data = site.known(1), site.dims(0)
-    if known is None:
-        return [_from_sizes(site, 1)]
-    dims: list[Dim] = known.ravel().tolist()
-    if not site.attribute("allowzero", 0):
-        dims = [
-            (data[axis] if data is not None else UNKNOWN) if dim == 0 else dim
-            for axis, dim in enumerate(dims)
-        ]
-    if -1 in dims:
-        rest = product(dim for dim in dims if dim != -1)
-        total = UNKNOWN if data is None else product(data)
-        dims[dims.index(-1)] = quotient(total, rest)
-    elif dims.count(UNKNOWN) == 1 and data is not None and all(is_known(dim) for dim in data):
-        # What one dim is follows from the others, since the number of elements does not change.
-        rest = product(dim for dim in dims if is_known(dim))
-        dims[dims.index(UNKNOWN)] = quotient(product(data), rest)
-    return [dims]
-
-
-def _expand(site: Site) -> Sequence[Dims]:
-    return [broadcast(site.dims(0), _from_sizes(site, 1))]
-
-
-def _constant_of_shape(site: Site) -> Sequence[Dims]:
-    return [_from_sizes(site, 0)]
-
-
-def _tile(site: Site) -> Sequence[Dims]:
-    data, repeats = site.dims(0), site.known(1)
-    if data is None:
-        return [None]
-    if repeats is None or site.opset < 6:  # when it had a number and an axis
-        return [[UNKNOWN] * len(data)]
-    return [[product(pair) for pair in zip(data, repeats.tolist(), strict=False)]]
 
 
 def _range(site: Site) -> Sequence[Dims]:
     bounds = [site.known(index) for index in range(3)]
     start, limit, step = (UNKNOWN if bound is None else bound.item() for bound in bounds)
-    if any(isinstance(bound, float) for bound in (start, limit, step)):
-        return [[UNKNOWN]]
+    if all(isinstance(bound, float) for bound in (start, limit, step)):
+        return [[_count_of_floats(start, limit, step, site.dtype(0))]]
     return [[maximum(0, ceil_div(add(limit, -start), step))]]
 
 
-def _slice(site: Site) -> Sequence[Dims]:
-    data = site.dims(0)
-    if data is None:
-        return [None]
-    starts = _or_none(site.elements, "starts", 1)
-    ends = _or_none(site.elements, "ends", 2)
-    axes = _or_none(site.ints, "axes", 3, range(len(starts or ())))
-    if starts is None or ends is None or axes is None:
-        return [[UNKNOWN] * len(data)]
-    steps = _or_none(site.ints, "steps", 4, [1] * len(starts)) or [0] * len(starts)
-    dims = list(data)
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        dims[axis] = _slice_dim(data[axis], start, end, step)
-    return [dims]
-
-
-def _or_none(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What `read` returns, or None where that is known only when the model runs."""
-    try:
-        return read(*arguments)
-    except Untraceable:
-        return None
-
-
-def _slice_dim(dim: Dim, start: Dim, end: Dim, step: int) -> Dim:
-    if step <= 0 or not all(is_known(number) for number in (dim, start, end)):
+def _count_of_floats(start: float, limit: float, step: float, dtype: ir.DataType | None) -> Dim:
+    """How many floats there are from `start` to `limit`, unless that is a matter of rounding."""
+    if step == 0:
         return UNKNOWN
-    begin, finish = _bound(dim, start), _bound(dim, end)
-    return maximum(0, ceil_div(tidy(finish - begin), step))
-
-
-def _bound(dim: Dim, bound: Dim) -> Dim:
-    """A slice's start or end as a position from 0 to `dim`."""
-    if isinstance(bound, int):
-        if bound >= _FAR:
-            return dim
-        return maximum(0, tidy(dim + bound)) if bound < 0 else minimum(dim, bound)
-    if bound.is_nonnegative:
-        return minimum(dim, bound)
-    return maximum(0, tidy(dim + bound)) if bound.is_negative else UNKNOWN
-
-
-def _concat(site: Site) -> Sequence[Dims]:
-    operands = [site.dims(index) for index in range(len(site.node.inputs))]
-    known = [dims for dims in operands if dims is not None]
-    if not known:
-        return [None]
-    axis = site.attribute("axis", 1) % len(known[0])
-    # Apart from the axis all operands agree, so that any of them may say what a dim is.
-    dims = [_agreed(column) for column in zip(*known, strict=True)]
-    dims[axis] = add(*(UNKNOWN if operand is None else operand[axis] for operand in operands))
-    return [dims]
-
-
-def _agreed(dims: Sequence[Dim]) -> Dim:
-    known = [dim for dim in dims if is_known(dim)]
-    return next((dim for dim in known if isinstance(dim, int)), known[0] if known else UNKNOWN)
-
-
-def _split(site: Site) -> Sequence[Dims]:
-    data, count = site.dims(0), len(site.node.outputs)
-    if data is None:
-        return [None] * count
-    axis = site.attribute("axis", 0) % len(data)
-    sizes = _or_none(site.elements, "split", 1)
-    if sizes is not None and any(isinstance(size, float) for size in sizes):
-        return [None] * count  # as opset 1 allows
-    if sizes is None and site.input(1) is None:
-        even = quotient(data[axis], count)
-        chunk = ceil_div(data[axis], count)
-        is_even = site.opset < 18 or even == chunk
-        last = even if is_even else add(data[axis], tidy(-chunk * (count - 1)))
-        sizes = [even if is_even else chunk] * (count - 1) + [last]
-    sizes = sizes or [UNKNOWN] * count
-    return [[*data[:axis], size, *data[axis + 1 :]] for size in sizes]
-
-
-def _pad(site: Site) -> Sequence[Dims]:
-    data = site.dims(0)
-    if data is None:
-        return [None]
-    pads = _or_none(site.elements, "pads", 1)
-    axes = _or_none(site.ints, "axes", 3, range(len(data)))
-    if pads is None or axes is None:
-        return [[UNKNOWN] * len(data)]
-    dims = list(data)
-    for place, axis in enumerate(axes):
-        dims[axis] = add(data[axis], pads[place], pads[place + len(axes)])
-    return [dims]
-
-
-def _resize(site: Site) -> Sequence[Dims]:
-    data = site.dims(0)
-    if data is None:
-        return [None]
-    dims: list[Dim] = list(data)
-    axes = site.attribute("axes", range(len(data)))
-    scales_at, sizes_at = (2, 3) if site.opset >= 11 else (1, 4)
-    sizes, scales = site.known(sizes_at), _or_none(site.elements, "scales", scales_at)
-    is_plain = site.attribute("keep_aspect_ratio_policy", "stretch") == "stretch"
-    if sizes is not None and is_plain:
-        for axis, size in zip(axes, sizes.tolist(), strict=False):
-            dims[axis] = size
-    elif scales and site.attribute("coordinate_transformation_mode") != "tf_crop_and_resize":
-        for axis, scale in zip(axes, scales, strict=False):
-            dims[axis] = _scaled(data[axis], scale)
-    else:
-        return [[UNKNOWN] * len(data)]
-    return [dims]
-
-
-def _scaled(dim: Dim, scale: float | Dim) -> Dim:
-    if isinstance(dim, int) and isinstance(scale, float):
-        return math.floor(dim * scale)
-    if isinstance(scale, float) and (scale * 64).is_integer():
-        numerator, denominator = scale.as_integer_ratio()
-        return floor_div(product((dim, numerator)), denominator)
-    return UNKNOWN
-
-
-def _spatial(
-    site: Site, data: list[Dim], kernel: Sequence[Dim], dilation: Sequence[int]
-) -> list[Dim]:
-    """The dims after a window of `kernel` slid over the spatial dims `data`."""
-    rank = len(data)
-    strides = site.attribute("strides") or [1] * rank
-    pads = site.attribute("pads") or [0] * 2 * rank
-    auto_pad = site.attribute("auto_pad", "NOTSET")
-    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        return [ceil_div(dim, stride) for dim, stride in zip(data, strides, strict=True)]
-    if auto_pad == "VALID":
-        pads = [0] * 2 * rank
-    reach = [tidy(step * (size - 1) + 1) for size, step in zip(kernel, dilation, strict=True)]
-    free = [add(data[i], pads[i], pads[rank + i], -reach[i]) for i in range(rank)]
-    if not site.attribute("ceil_mode", 0):
-        return [add(floor_div(free[i], strides[i]), 1) for i in range(rank)]
-    counts: list[Dim] = []
-    for i, space in enumerate(free):
-        size = data[i]
-        if not isinstance(space, int) or not isinstance(size, int):
-            counts.append(UNKNOWN)
-            continue
-        count = -(-space // strides[i]) + 1
-        # a window that would begin in the padding behind is none
-        counts.append(count - (strides[i] * (count - 1) >= size + pads[i]))
-    return counts
-
-
-def convolution(weight_at: int) -> Rule:
-    """Conv and its relatives, with the weight [M, C/group, k...] as input `weight_at`."""
-
-    def rule(site: Site) -> Sequence[Dims]:
-        data, weight = site.dims(0), site.dims(weight_at)
-        if data is None or weight is None:
-            return [None]
-        kernel = site.attribute("kernel_shape") or weight[2:]
-        dilation = site.attribute("dilations") or [1] * len(kernel)
-        return [[data[0], weight[0], *_spatial(site, data[2:], kernel, dilation)]]
-
-    return rule
-
-
-def _transposed_convolution(site: Site) -> Sequence[Dims]:
-    data, weight = site.dims(0), site.dims(1)
-    if data is None or weight is None:
-        return [None]
-    rank = len(data) - 2
-    channels = product((weight[1], site.attribute("group", 1)))
-    strides = site.attribute("strides") or [1] * rank
-    if site.attribute("output_shape"):
-        return [[data[0], channels, *site.attribute("output_shape")[-rank:]]]
-    kernel = site.attribute("kernel_shape") or weight[2:]
-    dilation = site.attribute("dilations") or [1] * rank
-    extra = site.attribute("output_padding") or [0] * rank
-    reach = [dilation[i] * (kernel[i] - 1) + 1 + extra[i] for i in range(rank)]
-    auto_pad = site.attribute("auto_pad", "NOTSET")
-    pads = site.attribute("pads") or [0] * 2 * rank
-    if auto_pad != "NOTSET":
-        if not all(isinstance(dim, int) for dim in reach):
-            return [[data[0], channels, *[UNKNOWN] * rank]]
-        # SAME cuts down to strides * data, and adds nothing where that is more.
-        same = auto_pad != "VALID"
-        cut = [max(reach[i] - strides[i], 0) if same else 0 for i in range(rank)]
-        pads = [*cut, *[0] * rank]
-    spatial = [
-        tidy(strides[i] * (data[2 + i] - 1) + reach[i] - pads[i] - pads[rank + i])
-        for i in range(rank)
-    ]
-    return [[data[0], channels, *spatial]]
-
-
-def pooling(site: Site) -> Sequence[Dims]:
-    """MaxPool, AveragePool, LpPool; all outputs have the same dims."""
-    data = site.dims(0)
-    if data is None:
-        return [None]
-    kernel = site.attribute("kernel_shape")
-    dilation = site.attribute("dilations") or [1] * len(kernel)
-    dims = [*data[:2], *_spatial(site, data[2:], kernel, dilation)]
-    return [dims] * len(site.node.outputs)
-
-
-def _flatten(site: Site) -> Sequence[Dims]:
-    data = site.dims(0)
-    if data is None:
-        return [[UNKNOWN, UNKNOWN]]
-    axis = site.attribute("axis", 1)
-    axis = axis + len(data) if axis < 0 else axis
-    return [[product(data[:axis]), product(data[axis:])]]
+    kind: Any = np.float32 if dtype != ir.DataType.DOUBLE else np.float64
+    way = kind(limit) - kind(start)
+    ratios = (limit - start) / step, float(way) / step, float(way / kind(step))
+    counts = {math.ceil(ratio) if math.isfinite(ratio) else None for ratio in ratios}
+    (count, *others) = counts
+    return UNKNOWN if others or count is None else max(0, count)
 
 
 def _top_k(site: Site) -> Sequence[Dims]:
@@ -381,49 +82,42 @@ def _attention(site: Site) -> Sequence[Dims]:
     ]
 
 
-def _window(site: Site) -> Sequence[Dims]:
-    size = site.known(0)
-    return [[UNKNOWN if size is None else size.item()]]
-
-
 def _same_rank(site: Site) -> Sequence[Dims]:
     data = site.dims(0)
     return [None if data is None else [UNKNOWN] * len(data)]
 
 
-def _ranked(step: int) -> Rule:
-    """The rank after each of the axes in input 1, whichever they are, changed it by `step`."""
+def _count_axes(site: Site) -> int | None:
+    """How many axes input 1 lists, whichever they are."""
+    axes = site.dims(1)
+    count = None if axes is None else [*axes, 1][0]  # some write one axis as a scalar
+    return count if isinstance(count, int) else None
 
-    def rule(site: Site) -> Sequence[Dims]:
-        data, axes = site.dims(0), site.dims(1)
-        count = None if axes is None else [*axes, 1][0]  # some write one axis as a scalar
-        if data is None or not isinstance(count, int):
-            return [None]
-        return [[UNKNOWN] * (len(data) + step * count)]
 
-    return rule
+def _unsqueeze(site: Site) -> Sequence[Dims]:
+    data, count = site.dims(0), _count_axes(site)
+    return [None if data is None or count is None else [UNKNOWN] * (len(data) + count)]
+
+
+def _has_empty_axes(site: Site) -> bool:
+    return _count_axes(site) == 0
+
+
+def _squeeze(site: Site) -> Sequence[Dims]:
+    # With no axes in the list some runtimes squeeze nothing, and others all there is.
+    data, count = site.dims(0), _count_axes(site)
+    return [[UNKNOWN] * (len(data) - count) if data is not None and count else None]
 
 
 def _reduce(site: Site) -> Sequence[Dims]:
-    return _same_rank(site) if site.attribute("keepdims", 1) else _ranked(-1)(site)
-
-
-def _depth_to_space(site: Site) -> Sequence[Dims]:
-    data, block = site.dims(0), site.attribute("blocksize")
+    data, count = site.dims(0), _count_axes(site)
     if data is None:
         return [None]
-    batch, channels, *spatial = data
-    wider = [product((dim, block)) for dim in spatial]
-    return [[batch, quotient(channels, block**2), *wider]]
-
-
-def _space_to_depth(site: Site) -> Sequence[Dims]:
-    data, block = site.dims(0), site.attribute("blocksize")
-    if data is None:
-        return [None]
-    batch, channels, *spatial = data
-    narrower = [quotient(dim, block) for dim in spatial]
-    return [[batch, product((channels, block**2)), *narrower]]
+    if site.attribute("keepdims", 1):
+        return [[UNKNOWN] * len(data)]
+    if count == 0:
+        return [data if site.attribute("noop_with_empty_axes", 0) else []]
+    return [None if count is None else [UNKNOWN] * (len(data) - count)]
 
 
 STANDARD: dict[str, Rule] = {
@@ -435,39 +129,51 @@ STANDARD: dict[str, Rule] = {
         ("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or"),
         _elementwise,
     ),
-    **dict.fromkeys(("Pow", "PRelu", "Sub", "Sum", "Where", "Xor"), _elementwise),
-    **dict.fromkeys(("GroupNormalization", "MeanVarianceNormalization"), same),
-    **dict.fromkeys(("BlackmanWindow", "HammingWindow", "HannWindow"), _window),
+    **dict.fromkeys(("Pow", "Sub", "Sum", "Where", "Xor"), _elementwise),
+    **dict.fromkeys(("GroupNormalization", "MeanVarianceNormalization", "PRelu"), same),
     **dict.fromkeys(
         ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
         _reduce,
     ),
     **dict.fromkeys(("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"), _reduce),
+    **LAYOUT,
+    **WINDOWS,
     "Attention": _attention,
-    "AveragePool": pooling,
     "CenterCropPad": _same_rank,
-    "Concat": _concat,
-    "ConstantOfShape": _constant_of_shape,
-    "Conv": convolution(1),
-    "ConvInteger": convolution(1),
-    "ConvTranspose": _transposed_convolution,
-    "DeformConv": convolution(1),
-    "DepthToSpace": _depth_to_space,
-    "Expand": _expand,
-    "Flatten": _flatten,
-    "LpPool": pooling,
-    "MaxPool": pooling,
-    "Pad": _pad,
-    "QLinearConv": convolution(3),
     "Range": _range,
-    "Reshape": _reshape,
-    "Resize": _resize,
-    "Slice": _slice,
-    "SpaceToDepth": _space_to_depth,
-    "Split": _split,
-    "Squeeze": _ranked(-1),
-    "Tile": _tile,
+    "Squeeze": _squeeze,
     "TopK": _top_k,
-    "Unsqueeze": _ranked(1),
-    "Upsample": _resize,
+    "Unsqueeze": _unsqueeze,
 }
+
+
+def _is_rounded_or_dilated(site: Site) -> bool:
+    return bool(site.attribute("ceil_mode", 0)) or (
+        keeps_size(site) and any(step != 1 for step in site.attribute("dilations") or ())
+    )
+
+
+def _is_of_any_length(site: Site) -> bool:
+    data = site.dims(0)
+    return data is None or not all(isinstance(dim, int) for dim in data)
+
+
+def _always(site: Site) -> bool:
+    return True
+
+
+# Where ONNX's inference answers, and not always what runtimes make, or refuses what they take.
+_DOUBTFUL: dict[str, Callable[[Site], bool]] = {
+    **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), _is_rounded_or_dilated),
+    **dict.fromkeys(("Range", "Resize", "Slice", "STFT", "Upsample"), _always),
+    "Attention": lambda site: site.input(4) is not None,
+    "ConvTranspose": keeps_size,
+    "Squeeze": _has_empty_axes,
+    "StringNormalizer": _is_of_any_length,
+}
+
+
+def is_doubtful(site: Site) -> bool:
+    """Whether ONNX's own inference is not to be believed about the dims of a node."""
+    doubts = _DOUBTFUL.get(site.node.op_type)
+    return doubts is not None and doubts(site)
