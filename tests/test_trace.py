@@ -1,7 +1,9 @@
 """torch models become modules, with names, dynamic dims and the source line of every node."""
 
+import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +103,52 @@ def test_export_failures_come_with_advice() -> None:
     with pytest.raises(ModelError, match=r"torch\.where") as caught:
         from_torch(Branches(), (torch.ones(2),))
     assert "test_trace.py" in (caught.value.at or "")
+
+
+class Cached(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Adds positions, of which there are 512, to a cache and what is new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.zeros(512, 2))
+
+    def forward(self, x: "torch.Tensor", past: "torch.Tensor") -> "torch.Tensor":
+        together = torch.cat([past, x])
+        return together + self.table[: together.shape[0]]
+
+
+class Rows(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Takes its rows by so many."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        return x.reshape(-1, self.by, 2) if self.by else x.reshape(4, 2) * 2
+
+
+class Sum(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def forward(self, x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
+        return x + y
+
+
+@pytest.mark.parametrize(
+    ("net", "dims", "hint"),
+    [
+        (Cached(), ("new", "past"), r"take .*new = Dim\('new', max=510\)"),
+        (Rows(0), ("batch",), r"leave out of dynamic_shapes .*: batch is always 4"),
+        (Rows(2), ("rows",), r"take _rows = Dim\('_rows', min=1\); rows = 2\*_rows"),
+        (Sum(), ("one", "two"), r"take two = one"),
+    ],
+    ids=["bound", "fixed", "multiple", "equal"],
+)
+def test_what_torch_suggests_is_the_hint(net: Any, dims: tuple[str, ...], hint: str) -> None:
+    shapes = tuple({0: torch.export.Dim(name)} for name in dims)
+    with pytest.raises(ModelError, match="Constraints violated") as caught:
+        from_torch(net, tuple(torch.ones(4, 2) for _ in dims), shapes)
+    assert re.search(hint, caught.value.hint or "")
+    assert "TORCH_LOGS" not in str(caught.value)
 
 
 def test_callables_are_found_or_explained() -> None:

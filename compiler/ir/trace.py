@@ -205,6 +205,9 @@ def _export(torch: Any, model: Any, inputs: Any, dynamic_shapes: Any) -> Any:
         raise _advice(what, error, user_line(error)) from error
 
 
+_MORE = re.compile(r" For more information, run with TORCH_LOGS=\S+")
+_SUGGESTION = re.compile(r"^  (\w+) = (\S.*)$", re.M)  # one of the fixes that torch.export lists
+
 _ADVICE = (
     (
         "Constraints violated",
@@ -239,13 +242,26 @@ def _advice(what: str, error: Exception, at: str | None) -> ModelError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return ModelError(f"{what}: {first_line(cause)}", at=at, hint=hint)
+    return ModelError(f"{what}: {first_line(cause)}", at=at, hint=_fixes(str(cause)) or hint)
+
+
+def _fixes(text: str) -> str:
+    """What torch.export says has to be changed in the dynamic shapes; empty where it says nothing.
+
+    Dims that it finds to be numbers are to be left out: `batch = 2` is no dim of its own.
+    """
+    found = _SUGGESTION.findall(text.partition("Suggested fixes:")[2])
+    sizes = [f"{name} is always {size}" for name, size in found if size.isdecimal()]
+    dims = [f"{name} = {dim.replace(', max=oo', '')}" for name, dim in found if not dim.isdecimal()]
+    parts = ["in dynamic_shapes take " + "; ".join(dims)] if dims else []
+    parts += ["leave out of dynamic_shapes what the model fixes: " + ", ".join(sizes)] * bool(sizes)
+    return "; ".join(parts)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
+    """The first line of an error's text, without how to make torch say more."""
     lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return _MORE.sub("", lines[0]).strip() if lines else type(error).__name__
 
 
 def _source_line(program: Any, error: Exception) -> str | None:
@@ -263,12 +279,11 @@ def _source_line(program: Any, error: Exception) -> str | None:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Keep the exporter's progress prints and deprecation warnings off the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
