@@ -21,6 +21,7 @@ from aigcc.passes.lift_constants import LiftConstants
 from aigcc.passes.opsets import HIGHEST, LOWER, LOWEST, LOWEST_RESULT, RAISE
 from aigcc.passes.opsets.call import Blocked, Call, Operand
 from aigcc.pipeline.context import Context
+from aigcc.pipeline.forms import has_constants
 from aigcc.pipeline.manager import Pass
 from aigcc.pipeline.rules import Builder
 from aigcc.targets import reference
@@ -155,6 +156,8 @@ class Plan:
                 if new.op_type in adapter:
                     new = adapter[new.op_type](new, node)
             new = _fitted(new, node, self.current, self.version)
+            if isinstance(graph, ir.Function):
+                _check_constants(new, self.version)
             if ctx is not None:
                 _check_kernel(new, self.version, ctx)
         except Blocked as reason:
@@ -182,6 +185,15 @@ def _check_kernel(new: Call, version: int, ctx: Context) -> None:
     low, high = ctx.opsets(new.op_type)
     if not low <= version <= high:
         raise Blocked(f"does not run in opset {version}")
+
+
+def _check_constants(new: Call, version: int) -> None:
+    """Refuse what a function, which has no initializers, cannot hold."""
+    for item in new.inputs:
+        if isinstance(item, Call):
+            _check_constants(item, version)
+        elif isinstance(item, np.ndarray) and not has_constants(ir.tensor(item).dtype, version):
+            raise Blocked(f"needs a constant of whole numbers, which opset {version} has not")
 
 
 def _steps(current: int, version: int) -> Iterator[Mapping[str, Any]]:

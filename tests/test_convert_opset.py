@@ -358,3 +358,17 @@ g (float[2] x) => (y) { y = Relu (x) }""")
     (y,) = OrtSession(module).run({"x": np.array([-1, 2], np.float32)}).values()
     np.testing.assert_array_equal(y, [0, 2])
     assert module.opset == 28
+
+
+def test_a_function_of_an_old_opset_that_needs_whole_numbers_is_left_alone() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 6, "own" : 1]>
+        g (float[2,3,4] x, float[3] s) => (float[2,3,4] y) { y = own.whole (x, s) }
+        <domain: "own", opset_import: ["" : 6]>
+        whole (x, s) => (y) { y = PRelu (x, s) }
+    """
+    module = Module.parse(text)
+    ctx = Context()
+    PassManager(parse("infer-shapes,convert-opset(version=7)")).run(module, ctx)
+    assert module.opset == 6
+    assert any("whole numbers" in remark.message for remark in ctx.remarks)

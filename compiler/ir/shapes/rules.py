@@ -111,6 +111,9 @@ def _squeeze(site: Site) -> Sequence[Dims]:
 
 def _reduce(site: Site) -> Sequence[Dims]:
     data, count = site.dims(0), _count_axes(site)
+    is_listed = site.input(1) is not None or "axes" in site.node.attributes
+    if not (is_listed or site.attribute("keepdims", 1) or site.attribute("noop_with_empty_axes")):
+        return [[]]
     if data is None:
         return [None]
     if site.attribute("keepdims", 1):
