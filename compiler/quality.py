@@ -31,6 +31,7 @@ from aigcc.target import Session, Target
 
 _BISECT_SECONDS = 20.0  # a wrong build is bisected at once where that takes no longer
 _ROUNDINGS = 4.0  # how much further off than rounding makes it an output may be
+_CHAOTIC = 0.1  # rounding that grows to this in the original grows to anything in other programs
 
 
 @dataclasses.dataclass
@@ -214,7 +215,8 @@ class Suspects:
             fault = f"the built program fails: {quality.failure}"
         for row in quality.wrong(self.target.tolerance):
             rounding = self._rounding(row.name, quality.sample[row.name])
-            if self.target.tolerance < rounding >= row.relative / _ROUNDINGS and not row.broken:
+            is_explained = rounding >= min(row.relative / _ROUNDINGS, _CHAOTIC)
+            if self.target.tolerance < rounding and is_explained and not row.broken:
                 quality.rounding[row.name] = rounding
             elif not fault:
                 fault, sample = self._describe(row), quality.sample[row.name]

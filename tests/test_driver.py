@@ -171,6 +171,20 @@ def test_what_rounding_alone_makes_wrong_is_said_and_not_refused(tmp_path: Path)
     assert row["rounding"] > 1e-4
 
 
+@pytest.mark.parametrize(("rounding", "is_refused"), [(0.02, True), (0.3, False)])
+def test_an_output_that_follows_rounding_anywhere_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounding: float, is_refused: bool
+) -> None:
+    # as sines of sums that were quantised at run time do: 0.3 here is 1.5 in another program
+    monkeypatch.setattr("aigcc.quality.Suspects._rounding", lambda *_: rounding)
+    if is_refused:
+        with pytest.raises(TargetError, match="is wrong"):
+            build(tmp_path, Change(negate))
+        return
+    (row,) = build(tmp_path, Change(negate)).artifact.manifest["quality"]["outputs"]
+    assert row["rounding"] == rounding
+
+
 @pytest.mark.parametrize("verify", ["off", "structure"])
 def test_less_can_be_checked(tmp_path: Path, verify: Any) -> None:
     made = build(tmp_path, Change(negate), verify=verify)
