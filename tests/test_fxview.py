@@ -474,17 +474,38 @@ def test_every_unknown_operator_is_listed() -> None:
     node.name, node.metadata_props["aigcc.source"] = "first", "model.py:12"
     with pytest.raises(ModelError) as caught:
         to_fx(module)
-    assert "ai.onnx::Unknown, 1 of them" in caught.value.what
-    assert "com.microsoft::Unheard, 2 of them, such as node 'first', from model.py:12" in str(
+    assert "ai.onnx::Unknown has no torch form, 1 of them" in caught.value.what
+    assert "Unheard has no torch form, 2 of them, such as node 'first', from model.py:12" in str(
         caught.value
     )
 
 
-def test_an_attribute_that_torch_cannot_follow_is_refused() -> None:
-    module = Module.parse(
-        HEAD + "g (float[1,4,3] x) => (float[1,4,3] y) { y = LRN <size = 2> (x) }"
-    )
-    with pytest.raises(ModelError, match="LRN cannot become torch: its size is even"):
+REFUSED = {
+    "Dropout cannot become torch: it is in training mode": "g (float[4] x) => (float[4] y)"
+    "<float r = {0.5}, bool t = {1}> { y = Dropout (x, r, t) }",
+    "ai.onnx::LayerNormalization with stash_type=10, which": "g (float[2,4] x, float[4] w) =>"
+    "(float[2,4] y) { y = LayerNormalization <stash_type = 10> (x, w) }",
+    "GroupQueryAttention with local_window_size=4, which": "g (float[1,1,8] q, float[1,1,8] k,"
+    "int32[1,1] n, int32 t) => (float[1,1,8] y) { y = com.microsoft.GroupQueryAttention"
+    "<num_heads = 1, kv_num_heads = 1, local_window_size = 4> (q, k, k, , , n, t) }",
+    "ai.onnx::Relu with novelty=1, which": "g (float[4] x) => (float[4] y)"
+    "{ y = Relu <novelty = 1> (x) }",
+    "ai.onnx::Equal of strings": "g (string[4] x) => (bool[4] y) { y = Equal (x, x) }",
+    "ai.onnx::Relu with 2 inputs, of which 1 are known": "g (float[4] x) => (float[4] y)"
+    "{ y = Relu (x, x) }",
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_torch_cannot_follow_is_refused_by_name(reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        to_fx(Module.parse(HEAD + REFUSED[reason]))
+
+
+def test_operators_of_newer_opsets_are_refused() -> None:
+    text = "g (float[4] x) => (float[4] y) { y = Relu (x)  }"
+    module = Module.parse(HEAD.replace('"": 20', '"": 29') + text)
+    with pytest.raises(ModelError, match="Relu of opset 29 is not known, only those up to opset"):
         to_fx(module)
 
 

@@ -28,7 +28,7 @@ def plain(node: Site, x: Expr) -> Expr:
     return _PLAIN[node.node.op_type](x)
 
 
-@converts("LeakyRelu")
+@converts("LeakyRelu", attributes=("alpha",))
 def leaky_relu(node: Site, x: Expr) -> Expr:
     """`x`, or `alpha * x` where it is negative."""
     return F.leaky_relu(x, node.attribute("alpha", 0.01))
@@ -36,62 +36,69 @@ def leaky_relu(node: Site, x: Expr) -> Expr:
 
 @converts("PRelu")
 def prelu(node: Site, x: Expr, slope: Expr) -> Expr:
-    """`x`, or `slope * x` where it is negative; the slope broadcasts as in numpy."""
+    """`x`, or `slope * x` where it is negative; the slope broadcasts as in numpy.
+
+    Before opset 7 the slope had one element for each channel.
+    """
+    if not node.is_float() and not node.dtype().is_signed():
+        return x
+    if node.opset < 7 and node.need_rank(1) == 1:
+        slope = slope.reshape((-1, *[1] * (node.need_rank(0) - 2)))
     return torch.where(x < 0, x * slope, x)
 
 
-@converts("Elu")
+@converts("Elu", attributes=("alpha",))
 def elu(node: Site, x: Expr) -> Expr:
     """`x`, or `alpha * (exp(x) - 1)` where it is negative."""
     return F.elu(x, node.attribute("alpha", 1.0))
 
 
-@converts("Celu")
+@converts("Celu", attributes=("alpha",))
 def celu(node: Site, x: Expr) -> Expr:
     """`x`, or `alpha * (exp(x / alpha) - 1)` where it is negative."""
     return F.celu(x, node.attribute("alpha", 1.0))
 
 
-@converts("Selu")
+@converts("Selu", attributes=("alpha", "gamma"))
 def selu(node: Site, x: Expr) -> Expr:
     """`gamma * Elu(x)`."""
     alpha = node.attribute("alpha", 1.67326319217681884765625)
     return node.attribute("gamma", 1.05070102214813232421875) * F.elu(x, alpha)
 
 
-@converts("HardSigmoid")
+@converts("HardSigmoid", attributes=("alpha", "beta"))
 def hard_sigmoid(node: Site, x: Expr) -> Expr:
     """`alpha * x + beta`, within [0, 1]."""
     return (node.attribute("alpha", 0.2) * x + node.attribute("beta", 0.5)).clamp(0, 1)
 
 
-@converts("ThresholdedRelu")
+@converts("ThresholdedRelu", attributes=("alpha",))
 def thresholded_relu(node: Site, x: Expr) -> Expr:
     """`x` where it is above `alpha`, else 0."""
     return torch.where(x > node.attribute("alpha", 1.0), x, 0)
 
 
-@converts("Shrink")
+@converts("Shrink", attributes=("bias", "lambd"))
 def shrink(node: Site, x: Expr) -> Expr:
     """`x` moved by `bias` towards 0, and 0 between -`lambd` and `lambd`."""
     limit, bias = node.attribute("lambd", 0.5), node.attribute("bias", 0.0)
     return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, 0))
 
 
-@converts("Swish")
+@converts("Swish", attributes=("alpha",))
 def swish(node: Site, x: Expr) -> Expr:
     """`x * sigmoid(alpha * x)`."""
     alpha = node.attribute("alpha", 1.0)
     return F.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x)
 
 
-@converts("QuickGelu", domains=_MICROSOFT)
+@converts("QuickGelu", domains=_MICROSOFT, attributes=("alpha",))
 def quick_gelu(node: Site, x: Expr) -> Expr:
     """`x * sigmoid(alpha * x)`, near to Gelu for the default `alpha`."""
     return x * torch.sigmoid(node.attribute("alpha", 1.702) * x)
 
 
-@converts("Gelu", domains=("", "com.microsoft"))
+@converts("Gelu", domains=("", "com.microsoft"), attributes=("approximate",))
 def gelu(node: Site, x: Expr) -> Expr:
     """`x` times the normal distribution's integral up to `x`, by erf or by tanh."""
     return F.gelu(x, approximate=node.text("approximate", "none"))
@@ -109,7 +116,7 @@ def bias_gelu(node: Site, x: Expr, bias: Expr) -> Expr:
     return F.gelu(x + bias)
 
 
-@converts("Softmax", "LogSoftmax", "Hardmax")
+@converts("Softmax", "LogSoftmax", "Hardmax", attributes=("axis",))
 def softmax(node: Site, x: Expr) -> Expr:
     """Softmax along an axis; before opset 13, over all axes from `axis` on together."""
     function = _SOFTMAX[node.node.op_type]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
+from aigcc.ir.fxview.dtypes import TORCH
 from aigcc.ir.fxview.recording import Expr, recorded
 from aigcc.ir.fxview.registry import converts
 from aigcc.ir.fxview.site import Site
@@ -23,7 +25,11 @@ def merge_heads(x: Expr) -> Expr:
     return x.transpose(1, 2).flatten(2)
 
 
-@converts("Attention")
+_SCORES = ("qk_matmul_output_mode", "scale", "softcap", "softmax_precision")
+_SEEN = ("is_causal", "left_window_size", "right_window_size")
+
+
+@converts("Attention", attributes=("kv_num_heads", "q_num_heads", *_SCORES, *_SEEN))
 def attention(
     node: Site,
     q: Expr,
@@ -34,7 +40,7 @@ def attention(
     past_value: Expr = None,
     lengths: Expr = None,
 ) -> Expr:
-    """ONNX's attention, of opset 23 and 24: with groups of queries, a cache, a mask, a cap."""
+    """ONNX's attention: with groups of queries, a cache, a mask, windows, a cap."""
     is_flat = node.need_rank(0) == 3
     heads, groups = node.attribute("q_num_heads"), node.attribute("kv_num_heads")
     if is_flat:
@@ -45,22 +51,32 @@ def attention(
     if past_key is not None:
         offset = past_key.size(2)
         k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
-    is_causal, cap = node.flag("is_causal"), node.attribute("softcap", 0.0)
+    cap = node.attribute("softcap", 0.0)
     scores_used = len(node.node.outputs) > 3 and node.node.outputs[3].name != ""
-    is_masked = mask is not None or past_key is not None or lengths is not None
-    if lengths is not None or (is_causal and (is_masked or cap or scores_used)):
-        mask = attention_mask(q, k, mask, lengths, is_causal, offset)
+    window = _window(node)
+    is_causal = window == (-1, 0)
+    precision = ir.DataType(node.attribute("softmax_precision", node.dtype(0)))
+    is_explicit = bool(cap) or scores_used or precision != node.dtype(0)
+    is_masked = mask is not None or past_key is not None or not is_causal
+    if lengths is not None or (window != (-1, -1) and (is_masked or is_explicit)):
+        mask = attention_mask(q, k, mask, lengths, window, offset)
         is_causal = False
     scale, is_grouped = node.attribute("scale"), heads is None or heads != groups
     scores = None
-    if cap or scores_used:
+    if is_explicit:
         mode = node.attribute("qk_matmul_output_mode", 0)
-        y, scores = explicit(q, k, v, mask, scale, cap, mode)
+        y, scores = explicit(q, k, v, mask, scale, cap, mode, TORCH[precision])
     else:
         options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": is_grouped}
         options = {name: option for name, option in options.items() if option}
         y = F.scaled_dot_product_attention(q, k, v, mask, **options)
     return merge_heads(y) if is_flat else y, k, v, scores
+
+
+def _window(node: Site) -> tuple[int, int]:
+    """How many keys before and after its own place a query sees; -1 for all."""
+    left, right = (node.attribute(f"{side}_window_size", -1) for side in ("left", "right"))
+    return left, (0 if node.flag("is_causal") else right)
 
 
 @recorded
@@ -69,29 +85,31 @@ def attention_mask(
     k: torch.Tensor,
     mask: torch.Tensor | None,
     lengths: torch.Tensor | None,
-    is_causal: bool,
+    window: tuple[int, int],
     offset: int,
 ) -> torch.Tensor | None:
-    """What is added to the scores: the mask, the causal frontier, and what lies past `lengths`.
+    """What is added to the scores: the mask, the window, and what lies past `lengths`.
 
     Args:
         q: [batch, heads, queries, size].
         k: [batch, heads, keys, size].
         mask: True where a key is seen, or what is added; it broadcasts to the scores.
         lengths: How many keys of each batch are there: [batch].
-        is_causal: Query i sees the keys up to i + offset.
-        offset: See `is_causal`; with `lengths` it is the number of keys before the queries.
+        window: Query i is at i + offset, and sees so many keys before and after that; -1 for all.
+        offset: See `window`; with `lengths` it is the number of keys before the queries.
     """
-    queries = torch.arange(q.size(2), device=q.device)[:, None]
+    place: Any = torch.arange(q.size(2), device=q.device)[:, None] + offset
     keys = torch.arange(k.size(2), device=q.device)
     seen = torch.ones_like(keys, dtype=torch.bool)
     if lengths is not None:
         counts = lengths.reshape(-1, 1, 1, 1)
         seen = keys < counts
-        if is_causal:
-            seen = seen & (keys <= queries + counts - q.size(2))
-    elif is_causal:
-        seen = keys <= queries + offset
+        place = place + counts - q.size(2)
+    before, after = window
+    if before >= 0:
+        seen = seen & (keys >= place - before)
+    if after >= 0:
+        seen = seen & (keys <= place + after)
     if mask is None:
         return seen
     if mask.size(-1) < k.size(2):
@@ -109,8 +127,11 @@ def explicit(
     scale: float | None,
     cap: float,
     mode: int,
+    precision: torch.dtype,
 ) -> list[torch.Tensor]:
     """Attention step by step, for what torch's own does not do: capped scores, or their output.
+
+    `precision` is the type that the softmax is computed in.
 
     Returns:
         The result, and the scores as `mode` asks for them: 0 raw, 1 capped, 2 masked, 3 softmax.
@@ -125,11 +146,12 @@ def explicit(
         bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
     scores.append(scores[1] + bias)
     nothing = torch.isneginf(scores[2]).all(-1, keepdim=True)
-    scores.append(scores[2].softmax(-1).masked_fill(nothing, 0))
+    shares = scores[2].to(precision).softmax(-1).masked_fill(nothing, 0)
+    scores.append(shares.to(q.dtype))
     return [scores[3] @ v, scores[mode]]
 
 
-@converts("RotaryEmbedding")
+@converts("RotaryEmbedding", attributes=("interleaved", "num_heads", "rotary_embedding_dim"))
 def rotary(node: Site, x: Expr, cos: Expr, sin: Expr, positions: Expr = None) -> Expr:
     """Pairs of features, turned by an angle that grows with the position."""
     heads = node.attribute("num_heads", 0)

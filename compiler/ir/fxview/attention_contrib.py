@@ -15,7 +15,11 @@ from aigcc.ir.fxview.site import Site
 _MICROSOFT = ("com.microsoft",)
 
 
-@converts("MultiHeadAttention", domains=_MICROSOFT)
+@converts(
+    "MultiHeadAttention",
+    domains=_MICROSOFT,
+    attributes=("mask_filter_value", "num_heads", "scale", "unidirectional"),
+)
 def multi_head_attention(
     node: Site,
     q: Expr,
@@ -92,11 +96,14 @@ def padding_mask(
     return made
 
 
-@converts("RotaryEmbedding", domains=_MICROSOFT)
+@converts(
+    "RotaryEmbedding",
+    domains=_MICROSOFT,
+    attributes=("interleaved", "num_heads", "rotary_embedding_dim"),
+    neutral={"is_packed_batching": 0, "scale": 1.0},
+)
 def rotary_of_runtime(node: Site, x: Expr, positions: Expr, cos: Expr, sin: Expr) -> Expr:
     """The same as ONNX Runtime has it; one position stands for the first of consecutive ones."""
-    if node.flag("is_packed_batching"):
-        node.refuse("its batch is packed")
     is_flat, size = node.need_rank(0) == 3, node.attribute("rotary_embedding_dim", 0)
     heads = node.attribute("num_heads", 0)
     table = node.dims(2)
@@ -116,7 +123,20 @@ def following(x: torch.Tensor) -> torch.Tensor:
     return torch.arange(x.size(2), device=x.device)[None]
 
 
-@converts("GroupQueryAttention", domains=_MICROSOFT)
+@converts(
+    "GroupQueryAttention",
+    domains=_MICROSOFT,
+    attributes=("do_rotary", "kv_num_heads", "num_heads", "rotary_interleaved", "scale"),
+    neutral={
+        "local_window_size": -1,
+        "smooth_softmax": 0,
+        "softcap": 0.0,
+        "k_quant_type": "NONE",
+        "kv_cache_bit_width": 0,
+        "qk_output": 0,
+        "v_quant_type": "NONE",
+    },
+)
 def group_query_attention(
     node: Site,
     q: Expr,
@@ -131,10 +151,10 @@ def group_query_attention(
     *more: Expr,
 ) -> Expr:
     """ONNX Runtime's attention with a cache, whose queries share keys."""
-    if any(extra is not None for extra in more) or node.attribute("local_window_size", -1) != -1:
-        node.refuse("it has a window, positions, a bias or a sink of its own")
-    if node.attribute("softcap", 0.0) or node.flag("smooth_softmax") or node.has(3) != node.has(4):
-        node.refuse("it caps or smooths its scores, or lacks a half of its cache")
+    if any(extra is not None for extra in more):
+        node.refuse("it has positions, a bias or a sink of its own")
+    if node.has(3) != node.has(4):
+        node.refuse("it lacks a half of its cache")
     heads, groups = node.attribute("num_heads"), node.attribute("kv_num_heads")
     table = (cos, sin) if node.flag("do_rotary") else None
     options = (heads, groups, node.attribute("scale") or None, node.flag("rotary_interleaved"))

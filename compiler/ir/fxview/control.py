@@ -102,7 +102,7 @@ def _results(made: Expr, count: int) -> tuple[Any, ...]:
     return tuple(made[index] for index in range(count))
 
 
-@converts("If", folds=False)
+@converts("If", folds=False, attributes=("else_branch", "then_branch"))
 def branch(node: Site, condition: Expr) -> Any:
     """One of two graphs."""
     sides: list[fx.GraphModule] = []
@@ -116,7 +116,7 @@ def branch(node: Site, condition: Expr) -> Any:
     return _results(made, len(node.node.outputs))
 
 
-@converts("Loop", folds=False)
+@converts("Loop", folds=False, attributes=("body",))
 def loop(node: Site, count: Expr, condition: Expr = None, *state: Expr) -> Any:
     """A graph, over and over."""
     graph: ir.Graph = node.attribute("body")
@@ -136,7 +136,10 @@ def _open_shape(value: ir.Value) -> tuple[list[int], torch.dtype]:
     return dims, dtype or torch.float32
 
 
-@converts("Scan", folds=False)
+_SCAN = tuple(f"scan_{s}_{what}" for s in ("input", "output") for what in ("axes", "directions"))
+
+
+@converts("Scan", attributes=("body", "num_scan_inputs", *_SCAN), folds=False)
 def scan(node: Site, *inputs: Expr) -> Any:
     """A graph for each slice of the inputs."""
     if node.opset < 9:
@@ -159,7 +162,7 @@ def scan(node: Site, *inputs: Expr) -> Any:
     return _results(made, len(node.node.outputs))
 
 
-@converts("SplitToSequence", folds=False, sizes=(1,))
+@converts("SplitToSequence", folds=False, sizes=(1,), attributes=("axis", "keepdims"))
 def split_to_sequence(node: Site, x: Expr, sizes: Any = None) -> Expr:
     """A list of parts along an axis."""
     axis = node.attribute("axis", 0)
@@ -181,7 +184,7 @@ def listed(*items: Any) -> list[Any]:
     return list(items)
 
 
-@converts("SequenceEmpty")
+@converts("SequenceEmpty", attributes=("dtype",))
 def empty_sequence(node: Site) -> Expr:
     """A list of nothing."""
     return []
@@ -231,7 +234,7 @@ def erased(items: Sequence[Any], index: int) -> list[Any]:
     return [*items[:index], *items[index + 1 :]]
 
 
-@converts("ConcatFromSequence", folds=False)
+@converts("ConcatFromSequence", folds=False, attributes=("axis", "new_axis"))
 def concat_from_sequence(node: Site, items: Expr) -> Expr:
     """The items of a list, joined along an axis, or along a new one."""
     axis = node.attribute("axis")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import onnx_ir as ir
 from torch import fx
 
-from aigcc.errors import ModelError
 from aigcc.ir.fxview import (  # noqa: F401 - each fills the table of converters
     activation,
     attention,
@@ -26,10 +23,10 @@ from aigcc.ir.fxview import (  # noqa: F401 - each fills the table of converters
     resize,
     shape,
 )
+from aigcc.ir.fxview.bodies import one_spelling
 from aigcc.ir.fxview.frame import Conversion, Frame
 from aigcc.ir.fxview.recording import Recorder
-from aigcc.ir.fxview.registry import CONVERTERS, key
-from aigcc.ir.fxview.site import place
+from aigcc.ir.fxview.refusals import check
 from aigcc.ir.fxview.weights import weight_names
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
@@ -56,20 +53,16 @@ def to_fx(module: Module, *, straight_through: bool = False) -> fx.GraphModule:
         line that it came from.
 
     Raises:
-        ModelError: operators have no converter (all of them are listed), or a node has an
-            attribute that torch cannot follow.
+        ModelError: operators have no converter, or attributes, inputs or types that theirs does
+            not follow: all of them are listed.
     """
-    _check(module)
     inferred = module.clone()
     infer_shapes(inferred.model, only_missing=True)
+    check(inferred.model, str(module.path) if module.path else None)
     paths = {value: path for path, value in weight_names(inferred).items()}
     conversion = Conversion(inferred.model.functions, paths, straight_through)
-    imports = {
-        "" if name == "ai.onnx" else name: version
-        for name, version in inferred.model.opset_imports.items()
-    }
     recorder = Recorder()
-    frame = Frame(conversion, recorder, imports)
+    frame = Frame(conversion, recorder, one_spelling(inferred.model.opset_imports))
     for value in inferred.inputs:
         frame.define(value, recorder.placeholder(value.name or "input"))
     tensors = [value for value in inferred.inputs if not isinstance(value.type, ir.SequenceType)]
@@ -83,24 +76,3 @@ def to_fx(module: Module, *, straight_through: bool = False) -> fx.GraphModule:
     made.meta["input_names"] = [value.name for value in inferred.inputs]
     made.meta["output_names"] = [value.name for value in inferred.outputs]
     return made
-
-
-def _check(module: Module) -> None:
-    """Raise an error that lists every operator without a converter."""
-    missing: dict[tuple[str, str], list[ir.Node]] = defaultdict(list)
-    for node in module.nodes():
-        known = key(node) in CONVERTERS or key(node) == ("", "Constant")
-        if not known and node.op_identifier() not in module.model.functions:
-            missing[key(node)].append(node)
-    if not missing:
-        return
-    lines = [
-        f"{domain or 'ai.onnx'}::{op}, {len(nodes)} of them, such as {place(nodes[0])}"
-        for (domain, op), nodes in sorted(missing.items())
-    ]
-    count = len(lines)
-    raise ModelError(
-        f"{count} operator{'s have' if count > 1 else ' has'} no torch form: {'; '.join(lines)}",
-        at=str(module.path) if module.path else None,
-        hint="aigcc.ir.fxview.registry.converts registers a converter of your own",
-    )

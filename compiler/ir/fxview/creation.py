@@ -13,7 +13,7 @@ from aigcc.ir.fxview.registry import converts
 from aigcc.ir.fxview.site import Site
 
 
-@converts("Range", settings=(0, 1, 2))
+@converts("Range", attributes=("stash_type",), settings=(0, 1, 2))
 def number_range(node: Site) -> Expr:
     """Numbers from a start to before a limit."""
     start, limit, step = (node.number(index) for index in range(3))
@@ -31,7 +31,7 @@ def arange(start: Any, limit: Any, step: Any, dtype: torch.dtype, device: Any) -
     return torch.arange(bounds[0], bounds[1], bounds[2], dtype=dtype, device=device)
 
 
-@converts("ConstantOfShape", sizes=(0,))
+@converts("ConstantOfShape", sizes=(0,), attributes=("value",))
 def constant_of_shape(node: Site, sizes: Any) -> Expr:
     """A tensor of one value."""
     value = node.attribute("value")
@@ -46,7 +46,7 @@ def full(sizes: Sequence[int], value: Any, dtype: torch.dtype, device: Any) -> t
     return torch.full(tuple(sizes), value, dtype=dtype, device=device)
 
 
-@converts("EyeLike")
+@converts("EyeLike", attributes=("dtype", "k"))
 def eye_like(node: Site, x: Expr) -> Expr:
     """Ones on a diagonal, in the shape of a matrix."""
     return eye(x, node.attribute("k", 0), node.torch_dtype())
@@ -59,7 +59,7 @@ def eye(x: torch.Tensor, diagonal: int, dtype: torch.dtype) -> torch.Tensor:
     return (columns == rows[:, None] + diagonal).to(dtype)
 
 
-@converts("Trilu", sizes=(1,))
+@converts("Trilu", sizes=(1,), attributes=("upper",), wide="bits")
 def trilu(node: Site, x: Expr, diagonal: Any = None) -> Expr:
     """What is on and above a diagonal, or on and below it; the rest is 0."""
     k = 0 if diagonal is None else diagonal[0]

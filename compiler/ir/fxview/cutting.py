@@ -16,20 +16,20 @@ _WHOLE = slice(None)
 _FAR = 1 << 31  # bounds of slices beyond it mean "to the end"
 
 
-@converts("Split", sizes=(1,))
+@converts("Split", sizes=(1,), attributes=("axis", "num_outputs", "split"))
 def split(node: Site, x: Expr, sizes: Any = None) -> Expr:
     """Parts along an axis, of given sizes or of one size, of which the last may fall short."""
     axis, count = node.attribute("axis", 0), len(node.node.outputs)
     sizes = node.attribute("split") if sizes is None else sizes
     if sizes is None:
-        dims = node.dims(0)
+        dims, parts = node.dims(0), node.attribute("num_outputs", count)
         total = dims[axis] if dims is not None else None
-        sizes = -(-(x.size(axis) if total is None else total) // count)
-    parts = torch.split(x, list(sizes) if isinstance(sizes, tuple) else sizes, axis)
-    return tuple(parts[index] for index in range(count))
+        sizes = -(-(x.size(axis) if total is None else total) // parts)
+    made = torch.split(x, list(sizes) if isinstance(sizes, tuple) else sizes, axis)
+    return tuple(made[index] for index in range(count))
 
 
-@converts("Slice", sizes=(1, 2, 3, 4))
+@converts("Slice", sizes=(1, 2, 3, 4), attributes=("axes", "ends", "starts"), wide="bits")
 def cut(
     node: Site, x: Expr, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None
 ) -> Expr:
@@ -76,7 +76,9 @@ def slice_axes(
     return x
 
 
-@converts("Pad", sizes=(1, 3), numbers=(2,))
+@converts(
+    "Pad", sizes=(1, 3), numbers=(2,), attributes=("mode", "paddings", "pads", "value"), wide="bits"
+)
 def pad(node: Site, x: Expr, pads: Any = None, value: Expr = None, axes: Any = None) -> Expr:
     """More elements at the ends of axes, or fewer: a value, the edge, or the inside mirrored."""
     pads = node.attribute("pads", node.attribute("paddings")) if pads is None else pads

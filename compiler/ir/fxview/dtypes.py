@@ -56,11 +56,22 @@ def bounds(dtype: ir.DataType) -> tuple[float, float]:
     return int(dtype.min), int(dtype.max)
 
 
-def cast(x: Any, source: ir.DataType, to: ir.DataType, saturate: bool = True) -> Any:
+def cast(
+    x: Any, source: ir.DataType, to: ir.DataType, saturate: bool = True, how: str = "up"
+) -> Any:
     """`x` with the values that ONNX Runtime's Cast gives it.
 
     Floats become whole numbers as in C, but for those of four bits and less, which are rounded.
+
+    Args:
+        x: Numbers.
+        source: Their type.
+        to: What they become.
+        saturate: Whether float8 has its largest number for what is larger still.
+        how: To which power of two float8e8m0 rounds: "up", "down" or "nearest".
     """
+    if to == D.FLOAT8E8M0 and source != to:
+        return to_power(x.to(torch.float32), saturate, how)
     if to == D.FLOAT4E2M1:
         return round_to_float4(x.to(torch.float32))
     if to in (D.INT4, D.INT2, D.UINT4, D.UINT2):
@@ -98,4 +109,20 @@ def round_to_float4(x: torch.Tensor) -> torch.Tensor:
     size = x.abs()
     # A tie goes to the even neighbour: below the middle of an even and an odd step it goes down.
     down, up = torch.bucketize(size, middle), torch.bucketize(size, middle, right=True)
-    return torch.copysign(grid[torch.where(up % 2 == 0, up, down)], x)
+    nearest = torch.copysign(grid[torch.where(up % 2 == 0, up, down)], x)
+    return torch.where(x.isnan(), -0.0, nearest)
+
+
+@recorded
+def to_power(x: torch.Tensor, saturate: bool, how: str) -> torch.Tensor:
+    """A power of two beside each number: 8 bits of exponent, and none of anything else."""
+    bits = x.contiguous().view(torch.int32)
+    exponent = (bits >> 23) & 0xFF
+    if how == "nearest":
+        is_half, has_more = (bits & 0x400000) != 0, (bits & 0x3FFFFF) != 0
+        goes_up = is_half & (has_more | (exponent > 0))
+    else:
+        goes_up = ((bits & 0x7FFFFF) != 0) & (how == "up")
+    is_last = exponent == 0xFE
+    goes_up = goes_up & (exponent != 0xFF) & ~(is_last & saturate)
+    return (exponent + goes_up).to(torch.uint8).view(torch.float8_e8m0fnu)

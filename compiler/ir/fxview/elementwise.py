@@ -13,16 +13,15 @@ from aigcc.ir.fxview.dtypes import cast
 from aigcc.ir.fxview.recording import Expr, recorded
 from aigcc.ir.fxview.registry import converts
 from aigcc.ir.fxview.site import Site
+from aigcc.ir.fxview.unsigned import quotient_of_bits, shifted_right
 
 _UNARY: dict[str, Any] = {
-    "Abs": torch.abs,
     "Acos": torch.acos,
     "Acosh": torch.acosh,
     "Asin": torch.asin,
     "Asinh": torch.asinh,
     "Atan": torch.atan,
     "Atanh": torch.atanh,
-    "BitwiseNot": torch.bitwise_not,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
@@ -35,7 +34,6 @@ _UNARY: dict[str, Any] = {
     "Not": torch.logical_not,
     "Reciprocal": torch.reciprocal,
     "Round": torch.round,
-    "Sign": torch.sign,
     "Sin": torch.sin,
     "Sinh": torch.sinh,
     "Sqrt": torch.sqrt,
@@ -43,10 +41,13 @@ _UNARY: dict[str, Any] = {
     "Tanh": torch.tanh,
 }
 
-_BINARY: dict[str, Any] = {
+_ARITHMETIC: dict[str, Any] = {
     "Add": operator.add,
     "Sub": operator.sub,
     "Mul": operator.mul,
+}
+
+_COMPARISON: dict[str, Any] = {
     "Equal": operator.eq,
     "Greater": operator.gt,
     "GreaterOrEqual": operator.ge,
@@ -64,20 +65,46 @@ _LOGICAL: dict[str, Any] = {
 }
 
 
+_OLD_BROADCAST = ("axis", "broadcast")
+"""How operands were aligned before opset 7."""
+
+
 @converts(*_UNARY)
 def unary(node: Site, x: Expr) -> Expr:
     """Any function of one tensor that torch has under another name."""
     return _UNARY[node.node.op_type](x)
 
 
-@converts(*_BINARY, numbers=(0, 1))
-def binary(node: Site, a: Expr, b: Expr) -> Expr:
-    """Arithmetic and comparison, in Python's own notation."""
+@converts("BitwiseNot", wide="bits")
+def bitwise_not(node: Site, x: Expr) -> Expr:
+    """The bits of `x`, turned over."""
+    return torch.bitwise_not(x)
+
+
+@converts("Abs", "Sign", wide="bits")
+def size_or_sign(node: Site, x: Expr) -> Expr:
+    """How large a number is, or whether it is positive, negative or zero."""
+    is_size = node.node.op_type == "Abs"
+    if node.dtype() == ir.DataType.UINT64:  # whose bits may look negative
+        return x if is_size else (x != 0).to(x.dtype)
+    return torch.abs(x) if is_size else torch.sign(x)
+
+
+@converts(*_ARITHMETIC, attributes=_OLD_BROADCAST, numbers=(0, 1), wide="bits")
+def arithmetic(node: Site, a: Expr, b: Expr) -> Expr:
+    """Sums, differences and products, in Python's own notation."""
     a, b = _aligned(node, a, b)
-    return _BINARY[node.node.op_type](a, b)
+    return _ARITHMETIC[node.node.op_type](a, b)
 
 
-@converts(*_LOGICAL)
+@converts(*_COMPARISON, attributes=_OLD_BROADCAST, numbers=(0, 1), wide="order")
+def comparison(node: Site, a: Expr, b: Expr) -> Expr:
+    """Comparisons, in Python's own notation."""
+    a, b = _aligned(node, a, b)
+    return _COMPARISON[node.node.op_type](a, b)
+
+
+@converts(*_LOGICAL, attributes=_OLD_BROADCAST, wide="bits")
 def logical(node: Site, a: Expr, b: Expr) -> Expr:
     """Logic on truth values, and on bits."""
     a, b = _aligned(node, a, b)
@@ -95,7 +122,7 @@ def _aligned(node: Site, a: Expr, b: Expr) -> tuple[Expr, Expr]:
     return a, b.reshape(b.shape + (1,) * (rank - axis - other))
 
 
-@converts("Div", numbers=(0, 1))
+@converts("Div", attributes=_OLD_BROADCAST, numbers=(0, 1), wide="bits")
 def div(node: Site, a: Expr, b: Expr) -> Expr:
     """Division; of whole numbers it rounds towards zero."""
     a, b = _aligned(node, a, b)
@@ -103,44 +130,69 @@ def div(node: Site, a: Expr, b: Expr) -> Expr:
         return a / b
     if not node.gives_tensor(0):
         a = node.tensor(0)
+    if node.dtype() == ir.DataType.UINT64:
+        return quotient_of_bits(a, b)
     return torch.div(a, b, rounding_mode="trunc")
 
 
-@converts("Mod")
+@converts("Mod", attributes=("fmod",), wide="bits")
 def mod(node: Site, a: Expr, b: Expr) -> Expr:
     """The remainder, with the sign of `b`, or with that of `a` (fmod)."""
+    if node.dtype() == ir.DataType.UINT64:
+        return a - quotient_of_bits(a, b) * b
     return torch.fmod(a, b) if node.flag("fmod") else torch.remainder(a, b)
 
 
-@converts("Pow", numbers=(1,))
+@converts("Pow", attributes=_OLD_BROADCAST, numbers=(1,), wide="bits")
 def power(node: Site, a: Expr, b: Expr) -> Expr:
     """`a` to the power of `b`, in the type of `a`."""
-    made = torch.pow(a, b)
+    kinds = {node.dtype(0), node.dtype(1)}
+    if ir.DataType.UINT64 in kinds and any(kind.is_floating_point() for kind in kinds):
+        node.refuse("one of its operands is uint64, the other a float")
+    made = torch.pow(*_aligned(node, a, b))
     return made if node.dtype(0) == node.dtype(1) else made.to(node.torch_dtype())
 
 
-@converts("BitShift")
+@converts("BitShift", attributes=("direction",), wide="bits")
 def bit_shift(node: Site, a: Expr, b: Expr) -> Expr:
     """The bits of `a`, moved by `b` places."""
-    is_left = node.text("direction", "") == "LEFT"
-    return torch.bitwise_left_shift(a, b) if is_left else torch.bitwise_right_shift(a, b)
+    is_left, dtype = node.text("direction", "") == "LEFT", node.dtype()
+    return shifted(a, b, is_left, dtype.bitwidth, dtype == ir.DataType.UINT64)
 
 
-@converts("Max", "Min")
+@recorded
+def shifted(
+    a: torch.Tensor, places: torch.Tensor, is_left: bool, width: int, is_bits: bool
+) -> torch.Tensor:
+    """The bits of `a`, moved; the sign alone is left where no bit stays in its `width`.
+
+    `is_bits` says that the highest bit is no sign.
+    """
+    fits = (places >= 0) & (places < width)
+    kept = torch.where(fits, places, 0)
+    if is_left:
+        return torch.where(fits, torch.bitwise_left_shift(a, kept), 0)
+    if is_bits:
+        return torch.where(fits, shifted_right(a, kept), 0)
+    sign = -(a < 0).to(a.dtype)
+    return torch.where(fits, torch.bitwise_right_shift(a, kept), sign)
+
+
+@converts("Max", "Min", wide="order")
 def extreme(node: Site, *operands: Expr) -> Expr:
     """The larger or the smaller of all operands."""
     function = torch.maximum if node.node.op_type == "Max" else torch.minimum
     return functools.reduce(function, operands)
 
 
-@converts("Sum", "Mean")
+@converts("Sum", "Mean", wide="bits")
 def total(node: Site, *operands: Expr) -> Expr:
     """The sum or the mean of all operands."""
     made = functools.reduce(operator.add, operands)
     return made / len(operands) if node.node.op_type == "Mean" else made
 
 
-@converts("Where", numbers=(1, 2))
+@converts("Where", numbers=(1, 2), wide="bits")
 def where(node: Site, condition: Expr, x: Expr, y: Expr) -> Expr:
     """`x` where the condition holds, else `y`."""
     if not node.gives_tensor(1) and not node.gives_tensor(2):
@@ -148,7 +200,7 @@ def where(node: Site, condition: Expr, x: Expr, y: Expr) -> Expr:
     return torch.where(condition, x, y)
 
 
-@converts("IsInf")
+@converts("IsInf", attributes=("detect_negative", "detect_positive"))
 def is_inf(node: Site, x: Expr) -> Expr:
     """Which elements are infinite, of either sign or of one."""
     positive, negative = node.flag("detect_positive", 1), node.flag("detect_negative", 1)
@@ -159,7 +211,7 @@ def is_inf(node: Site, x: Expr) -> Expr:
     return torch.isposinf(x) if positive else torch.isneginf(x)
 
 
-@converts("Clip", numbers=(1, 2))
+@converts("Clip", numbers=(1, 2), attributes=("max", "min"), wide="order")
 def clip(node: Site, x: Expr, low: Expr = None, high: Expr = None) -> Expr:
     """`x`, not below `low` and not above `high`."""
     low = node.attribute("min") if low is None else low
@@ -177,21 +229,26 @@ def identity(node: Site, x: Expr) -> Expr:
     return x
 
 
-@converts("Dropout")
+@converts("Dropout", attributes=("is_test", "ratio", "seed"))
 def dropout(node: Site, x: Expr, ratio: Expr = None, training: Expr = None) -> Expr:
     """The same, and a mask that is true: ONNX drops nothing unless it is told to train."""
-    if node.has(2) and (node.constant(2) is None or bool(node.constant(2))):
+    trains = node.has(2) and (node.constant(2) is None or bool(node.constant(2)))
+    if trains or (node.opset < 7 and not node.flag("is_test")):
         node.refuse("it is in training mode", "export the model in evaluation mode")
-    return x, torch.ones_like(x, dtype=torch.bool)
+    if node.opset >= 12:
+        return x, torch.ones_like(x, dtype=torch.bool)
+    # ONNX Runtime's mask was false everywhere before; of floats up to opset 9.
+    return x, torch.zeros_like(x, dtype=torch.bool if node.opset >= 10 else None)
 
 
-@converts("Cast")
+@converts("Cast", attributes=("round_mode", "saturate", "to"))
 def to_type(node: Site, x: Expr) -> Expr:
     """The numbers of `x` in another type."""
-    return _cast(node, x, ir.DataType(node.attribute("to")))
+    to = node.attribute("to")  # a word before opset 6
+    return _cast(node, x, ir.DataType[str(to).upper()] if isinstance(to, str) else ir.DataType(to))
 
 
-@converts("CastLike", settings=(1,))
+@converts("CastLike", settings=(1,), attributes=("round_mode", "saturate"))
 def to_type_of(node: Site, x: Expr) -> Expr:
     """The numbers of `x` in the type of another tensor."""
     return _cast(node, x, node.dtype(1))
@@ -199,12 +256,11 @@ def to_type_of(node: Site, x: Expr) -> Expr:
 
 def _cast(node: Site, x: Expr, to: ir.DataType) -> Expr:
     source = node.dtype(0)
-    if ir.DataType.STRING in (source, to):
-        node.refuse("torch has no strings")
-    return x if source == to else cast(x, source, to, node.flag("saturate", 1))
+    how = node.text("round_mode", "up")
+    return x if source == to else cast(x, source, to, node.flag("saturate", 1), how)
 
 
-@converts("BitCast")
+@converts("BitCast", attributes=("to",))
 def bit_cast(node: Site, x: Expr) -> Expr:
     """The same bits, read as another type of the same width."""
     return reinterpret(x, node.torch_dtype())

@@ -11,7 +11,9 @@ import torch
 from torch import fx, nn
 
 from aigcc.errors import CompileError, ModelError, describe
+from aigcc.ir.fxview.bodies import body_of, definition
 from aigcc.ir.fxview.recording import Expr, Recorder
+from aigcc.ir.fxview.refusals import refusal
 from aigcc.ir.fxview.registry import CONVERTERS, Converter, key
 from aigcc.ir.fxview.site import (
     SMALL,
@@ -25,8 +27,12 @@ from aigcc.ir.fxview.site import (
     tensor_of,
 )
 from aigcc.ir.fxview.sizes import SIZES
+from aigcc.ir.fxview.unsigned import narrowed
 from aigcc.ir.fxview.weights import Loader, is_trained
 from aigcc.ir.weights import constant
+
+# What torch and Python raise for numbers that do not fit together.
+_ILLEGAL = (RuntimeError, IndexError, ValueError, ZeroDivisionError)
 
 
 @dataclasses.dataclass
@@ -35,13 +41,13 @@ class Conversion:
 
     Attributes:
         functions: The model-local functions, which are converted where they are called.
-        paths: What each constant is called.
+        paths: What each constant is called; those of the bodies of calls come to it.
         straight_through: Whether rounding lets gradients pass.
         loader: Makes the weights.
     """
 
     functions: Mapping[ir.OperatorIdentifier, ir.Function]
-    paths: Mapping[ir.Value, str]
+    paths: dict[ir.Value, str]
     straight_through: bool
     loader: Loader = dataclasses.field(default_factory=Loader)
 
@@ -54,7 +60,6 @@ class Frame:
         recorder: Where calls are recorded.
         imports: The opset of each domain.
         parent: The frame around, for a sub-graph.
-        attributes: The attributes that a function was called with.
     """
 
     def __init__(
@@ -63,13 +68,11 @@ class Frame:
         recorder: Recorder,
         imports: Mapping[str, int],
         parent: Frame | None = None,
-        attributes: Mapping[str, ir.Attr] | None = None,
     ) -> None:
         self.conversion = conversion
         self.recorder = recorder
         self.imports = imports
         self.parent = parent
-        self.attributes = attributes
         self._handles: dict[ir.Value, Handle] = {}
 
     def define(self, value: ir.Value, handle: Handle) -> None:
@@ -83,8 +86,9 @@ class Frame:
             path = self.conversion.paths.get(value)
             if tensor is not None and path is not None:
                 self._handles[value] = Stored(value, tensor, path)
+            elif self.parent is None:
+                raise ModelError(f"torch makes no value {value.name!r}, which is used")
             else:
-                assert self.parent is not None, value.name
                 self._handles[value] = self._capture(self.parent.lookup(value))
         return self._handles[value]
 
@@ -94,13 +98,6 @@ class Frame:
             return dataclasses.replace(handle, items=items)
         captured: Handle = self.recorder.capture(handle)
         return captured
-
-    def attribute(self, node: ir.Node, name: str) -> ir.Attr | None:
-        """An attribute of a node, or the one of the call that it refers to."""
-        found = node.attributes.data.get(name)
-        if found is None or found.ref_attr_name is None:
-            return found
-        return (self.attributes or {}).get(found.ref_attr_name)
 
     def folded(self, handle: Handle) -> torch.Tensor:
         """The tensor of a small constant."""
@@ -142,27 +139,28 @@ class Frame:
         self.recorder.meta = {}
 
     def _constant(self, node: ir.Node) -> None:
-        """A Constant whose attribute is given by the caller of a function; others are looked up."""
-        for name, attribute in node.attributes.data.items():
-            if attribute.ref_attr_name is None:
-                continue
-            given = self.attribute(node, name)
-            if given is None:
-                raise ModelError(f"the function's attribute {name!r} is not given", at=place(node))
-            made = ir.node("Constant", [], {name: given.value})
-            tensor = constant(made.outputs[0])
-            assert tensor is not None
-            self.define(node.outputs[0], self.conversion.loader.load(tensor))
+        """A Constant that is no weight of the model; others are looked up by their path."""
+        (value,) = node.outputs
+        if value in self.conversion.paths:
+            return
+        tensor = constant(value)
+        if tensor is None:
+            raise ModelError("torch has no such constant", at=place(node))
+        self.define(value, self.conversion.loader.load(tensor))
 
     def _node(self, node: ir.Node) -> None:
+        version = self.imports.get(key(node)[0], 1)
         function = self.conversion.functions.get(node.op_identifier())
+        converter = CONVERTERS.get(key(node))
+        if function is None and converter is None:
+            function = definition(node, version)
         if function is not None:
             outputs: Sequence[Any] = self._call(node, function)
         else:
-            domain, _ = key(node)
-            site = Site(node, self, self.imports.get(domain, 1))
-            made = self._convert(site, CONVERTERS[key(node)])
-            outputs = made if isinstance(made, tuple) else (made,)
+            reason = refusal(node, version)  # of the body of a function, only now all is known
+            if reason is not None or converter is None:
+                raise ModelError(f"the module cannot become torch: {reason}", at=place(node))
+            outputs = self._convert(Site(node, self, version, converter), converter)
         for value, handle in zip(node.outputs, outputs, strict=False):
             if handle is None:
                 continue
@@ -170,23 +168,30 @@ class Frame:
             if isinstance(handle, fx.Proxy) and value.name:
                 _rename(handle, value.name, self.recorder)
 
-    def _convert(self, site: Site, converter: Converter) -> Any:
+    def _convert(self, site: Site, converter: Converter) -> tuple[Any, ...]:
+        try:
+            made = self._now(site, converter)
+        except _ILLEGAL:
+            made = None  # an error of the branch that it is in, if that ever runs
+        site.is_folding = False
+        return self._apply(site, converter) if made is None else made
+
+    def _now(self, site: Site, converter: Converter) -> tuple[Any, ...] | None:
+        """What can be computed at once, as a small tensor or as sizes; None if that cannot be."""
         node = site.node
         handles = [site.handle(index) for index in range(len(node.inputs))]
         if converter.folds and handles and all(map(is_small, handles)):
             site.is_folding = True
-            made = self._apply(site, converter)
-            outputs = made if isinstance(made, tuple) else (made,)
-            if all(not isinstance(x, torch.Tensor) or x.numel() <= SMALL for x in outputs):
-                return made
+            outputs = self._apply(site, converter)
             site.is_folding = False
+            if all(not isinstance(x, torch.Tensor) or x.numel() <= SMALL for x in outputs):
+                return outputs
         if node.op_type in SIZES and node.domain in ("", "ai.onnx"):
             sizes = SIZES[node.op_type](site, *handles)
-            if sizes is not None:
-                return sizes
-        return self._apply(site, converter)
+            return None if sizes is None else (sizes,)
+        return None
 
-    def _apply(self, site: Site, converter: Converter) -> Any:
+    def _apply(self, site: Site, converter: Converter) -> tuple[Any, ...]:
         args: list[Any] = []
         for index in range(len(site.node.inputs)):
             if index in converter.settings:
@@ -205,27 +210,33 @@ class Frame:
             and not any(map(site.gives_tensor, positions))
         ):
             args[0] = site.tensor(0)
-        return converter.function(site, *args)
+        made = converter.function(site, *args)
+        outputs = made if isinstance(made, tuple) else (made,)
+        return tuple(
+            x if x is None else narrowed(x, value.dtype, converter.wide)
+            for x, value in zip(outputs, site.node.outputs, strict=False)
+        )
 
     def _call(self, node: ir.Node, function: ir.Function) -> list[Handle]:
-        attributes = {**function.attributes}
-        attributes = {name: a for name, a in attributes.items() if a.value is not None}
-        for name in node.attributes.data:
-            given = self.attribute(node, name)
-            if given is not None:
-                attributes[name] = given
-        imports = {"" if k == "ai.onnx" else k: v for k, v in function.opset_imports.items()}
-        frame = Frame(self.conversion, self.recorder, imports, None, attributes)
-        for index, value in enumerate(function.inputs):
-            given_value = node.inputs[index] if index < len(node.inputs) else None
-            if given_value is not None:
-                frame.define(value, self.lookup(given_value))
-        frame.run(function)
-        return [frame.lookup(value) for value in function.outputs]
+        given = ((index, value) for index, value in enumerate(node.inputs) if value is not None)
+        handles = {index: self.lookup(value) for index, value in given}
+        known = {
+            index: self.folded(handle).numpy()
+            for index, handle in handles.items()
+            if is_small(handle)
+        }
+        body = body_of(node, function, self.conversion.functions, known)
+        paths = self.conversion.paths
+        paths |= {v: paths[original] for v, original in body.originals.items() if original in paths}
+        frame = Frame(self.conversion, self.recorder, body.imports)
+        for index, handle in handles.items():
+            frame.define(body.function.inputs[index], handle)
+        frame.run(body.function)
+        return [frame.lookup(value) for value in body.function.outputs[: len(node.outputs)]]
 
     def body(self, graph: ir.Graph) -> tuple[Frame, list[fx.Proxy]]:
         """A frame for a sub-graph, and the placeholders of its inputs."""
-        frame = Frame(self.conversion, Recorder(self.recorder), self.imports, self, self.attributes)
+        frame = Frame(self.conversion, Recorder(self.recorder), self.imports, self)
         inputs = [frame.recorder.placeholder(value.name or "input") for value in graph.inputs]
         for value, proxy in zip(graph.inputs, inputs, strict=True):
             frame.define(value, proxy)

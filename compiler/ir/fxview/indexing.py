@@ -14,7 +14,7 @@ from aigcc.ir.fxview.site import Site
 _SCATTER = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-@converts("Gather")
+@converts("Gather", attributes=("axis",))
 def gather(node: Site, x: Expr, indices: Expr) -> Expr:
     """Slices of `x` along an axis; a negative index counts from the end."""
     axis, found = node.axis(node.attribute("axis", 0)), node.constant(1)
@@ -25,7 +25,7 @@ def gather(node: Site, x: Expr, indices: Expr) -> Expr:
     return x[(*[slice(None)] * axis, indices)] if axis else x[indices]
 
 
-@converts("GatherElements")
+@converts("GatherElements", attributes=("axis",), wide="bits")
 def gather_elements(node: Site, x: Expr, indices: Expr) -> Expr:
     """For each place of `indices`, the element of `x` that it names along an axis."""
     axis = node.attribute("axis", 0)
@@ -41,7 +41,7 @@ def _from_front(node: Site, x: Expr, indices: Expr, axis: int) -> Expr:
     return torch.where(wide < 0, wide + x.size(axis), wide)
 
 
-@converts("GatherND")
+@converts("GatherND", attributes=("batch_dims",))
 def gather_nd(node: Site, x: Expr, indices: Expr) -> Expr:
     """For each vector of `indices`, the element or slice of `x` that it names."""
     return take_nd(x, indices, node.attribute("batch_dims", 0))
@@ -58,7 +58,7 @@ def take_nd(x: torch.Tensor, indices: torch.Tensor, batch: int) -> torch.Tensor:
     return found.reshape(*x.shape[:batch], *found.shape[1:]) if batch else found.squeeze(0)
 
 
-@converts("ScatterElements", "Scatter")
+@converts("ScatterElements", "Scatter", attributes=("axis", "reduction"), wide="bits")
 def scatter(node: Site, x: Expr, indices: Expr, updates: Expr) -> Expr:
     """`x` with some elements replaced, or combined with new ones."""
     axis, how = node.attribute("axis", 0), node.text("reduction", "none")
@@ -68,7 +68,7 @@ def scatter(node: Site, x: Expr, indices: Expr, updates: Expr) -> Expr:
     return x.scatter_reduce(axis, places, updates, _SCATTER[how])
 
 
-@converts("ScatterND")
+@converts("ScatterND", attributes=("reduction",), wide="bits")
 def scatter_nd(node: Site, x: Expr, indices: Expr, updates: Expr) -> Expr:
     """`x` with some elements or slices replaced, or combined with new ones."""
     return put_nd(x, indices, updates, node.text("reduction", "none"))
@@ -91,13 +91,13 @@ def put_nd(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, how: s
     return made.reshape(x.shape)
 
 
-@converts("NonZero")
+@converts("NonZero", wide="bits")
 def non_zero(node: Site, x: Expr) -> Expr:
     """The places of all elements that are not zero, a column for each."""
     return torch.nonzero(x).transpose(0, 1)
 
 
-@converts("OneHot", sizes=(1,))
+@converts("OneHot", sizes=(1,), attributes=("axis",))
 def one_hot(node: Site, indices: Expr, depth: Any, values: Expr) -> Expr:
     """A new axis that is `values[1]` at the index and `values[0]` elsewhere."""
     return spread(indices, depth[0], values, node.attribute("axis", -1))
@@ -112,7 +112,7 @@ def spread(indices: torch.Tensor, depth: int, values: torch.Tensor, axis: int) -
     return torch.where(hit, values[1], values[0]).movedim(-1, axis)
 
 
-@converts("Compress")
+@converts("Compress", attributes=("axis",), wide="bits")
 def compress(node: Site, x: Expr, condition: Expr) -> Expr:
     """The slices along an axis, or the elements, for which the condition holds."""
     return keep(x, condition, node.attribute("axis"))
@@ -126,7 +126,7 @@ def keep(x: torch.Tensor, condition: torch.Tensor, axis: int | None) -> torch.Te
     )
 
 
-@converts("TopK", sizes=(1,))
+@converts("TopK", sizes=(1,), attributes=("axis", "k", "largest", "sorted"), wide="order")
 def top_k(node: Site, x: Expr, count: Any = None) -> Expr:
     """The first along an axis when sorted, and their places; equals keep their order."""
     k = node.attribute("k") if count is None else count[0]
@@ -142,7 +142,7 @@ def top(x: torch.Tensor, k: int, axis: int, largest: bool) -> list[torch.Tensor]
     return [part.narrow(axis, 0, k) for part in ordered]
 
 
-@converts("ReverseSequence")
+@converts("ReverseSequence", attributes=("batch_axis", "time_axis"))
 def reverse_sequence(node: Site, x: Expr, lengths: Expr) -> Expr:
     """Each sequence of a batch backwards, up to its length."""
     return reverse(x, lengths, node.attribute("time_axis", 0), node.attribute("batch_axis", 1))

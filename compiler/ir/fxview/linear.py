@@ -15,14 +15,19 @@ from aigcc.ir.fxview.site import Site
 _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _UNCONV: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
+CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+"""The attributes that all convolutions share."""
 
-@converts("MatMul")
+_ACTIVATION = ("activation", "activation_alpha", "activation_beta", "activation_params")
+
+
+@converts("MatMul", wide="bits")
 def matmul(node: Site, a: Expr, b: Expr) -> Expr:
     """The product of matrices, or of stacks of them."""
     return torch.matmul(a, b)
 
 
-@converts("Gemm")
+@converts("Gemm", attributes=("alpha", "beta", "broadcast", "transA", "transB"), wide="bits")
 def gemm(node: Site, a: Expr, b: Expr, c: Expr = None) -> Expr:
     """`alpha * A @ B + beta * C`, where A and B may be transposed."""
     alpha, beta = node.attribute("alpha", 1.0), node.attribute("beta", 1.0)
@@ -43,13 +48,17 @@ def _same_dim(node: Site) -> bool:
     return bias is None or (width is not None and bias[0] == width)
 
 
-@converts("Einsum")
+@converts("Einsum", attributes=("equation",), wide="bits")
 def einsum(node: Site, *operands: Expr) -> Expr:
     """Sums of products in Einstein's notation."""
     return call(torch.einsum, node.text("equation", "").replace(" ", ""), *operands)
 
 
-@converts("FusedMatMul", domains=("com.microsoft",))
+@converts(
+    "FusedMatMul",
+    domains=("com.microsoft",),
+    attributes=("alpha", "transA", "transB", "transBatchA", "transBatchB"),
+)
 def fused_matmul(node: Site, a: Expr, b: Expr) -> Expr:
     """`alpha * A @ B`, where the last two axes, or the batch's, may be turned before."""
     a, b = (
@@ -66,7 +75,12 @@ def _turned(x: Expr, is_turned: bool, is_batch_turned: bool, rank: int) -> Expr:
     return x.transpose(-2, -1) if is_turned and rank > 1 else x
 
 
-@converts("FusedGemm", domains=("com.microsoft",))
+@converts(
+    "FusedGemm",
+    domains=("com.microsoft",),
+    attributes=("alpha", "beta", "transA", "transB", *_ACTIVATION),
+    neutral={"activation_gamma": 0.0},
+)
 def fused_gemm(node: Site, a: Expr, b: Expr, c: Expr = None) -> Expr:
     """Gemm, then an activation."""
     return activate(node, gemm(node, a, b, c))
@@ -93,7 +107,7 @@ def activate(node: Site, y: Expr) -> Expr:
     return known[name]()
 
 
-@converts("Conv")
+@converts("Conv", attributes=CONV)
 def conv(node: Site, x: Expr, weight: Expr, bias: Expr = None) -> Expr:
     """Convolution over any number of axes."""
     return convolve(node, x, weight, bias, _spatial(node))
@@ -110,7 +124,7 @@ def convolve(node: Site, x: Expr, weight: Expr, bias: Expr, rank: int) -> Expr:
     return torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
 
 
-@converts("FusedConv", domains=("com.microsoft",))
+@converts("FusedConv", domains=("com.microsoft",), attributes=(*CONV, *_ACTIVATION))
 def fused_conv(node: Site, x: Expr, weight: Expr, bias: Expr = None, add: Expr = None) -> Expr:
     """Conv, plus a tensor, then an activation."""
     y = conv(node, x, weight, bias)
@@ -161,7 +175,7 @@ def pad_same(
     return F.pad(x, order, value=value)
 
 
-@converts("ConvTranspose")
+@converts("ConvTranspose", attributes=(*CONV, "output_padding", "output_shape"))
 def conv_transpose(node: Site, x: Expr, weight: Expr, bias: Expr = None) -> Expr:
     """The transpose of a convolution."""
     rank = _spatial(node)

@@ -13,7 +13,12 @@ from aigcc.ir.fxview.registry import converts
 from aigcc.ir.fxview.site import Site
 
 
-@converts("RandomNormal", "RandomUniform", folds=False)
+@converts(
+    "RandomNormal",
+    "RandomUniform",
+    folds=False,
+    attributes=("dtype", "high", "low", "mean", "scale", "seed", "shape"),
+)
 def random(node: Site) -> Expr:
     """Random numbers of a given shape."""
     dtype = TORCH[ir.DataType(node.attribute("dtype", 1))]
@@ -21,7 +26,12 @@ def random(node: Site) -> Expr:
     return draw(tuple(node.attribute("shape")), dtype, node.device, is_normal, _range(node))
 
 
-@converts("RandomNormalLike", "RandomUniformLike", folds=False)
+@converts(
+    "RandomNormalLike",
+    "RandomUniformLike",
+    folds=False,
+    attributes=("dtype", "high", "low", "mean", "scale", "seed"),
+)
 def random_like(node: Site, x: Expr) -> Expr:
     """Random numbers in the shape of `x`."""
     is_normal = node.node.op_type == "RandomNormalLike"

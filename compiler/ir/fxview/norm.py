@@ -10,12 +10,16 @@ from aigcc.ir.fxview.registry import converts
 from aigcc.ir.fxview.site import Site
 
 _MICROSOFT = ("com.microsoft",)
+_IN_FLOATS = {"stash_type": 1}
 
 
-@converts("BatchNormalization")
+@converts("BatchNormalization", attributes=("epsilon", "is_test", "momentum", "training_mode"))
 def batch_norm(node: Site, x: Expr, scale: Expr, bias: Expr, mean: Expr, var: Expr) -> Expr:
     """Normalisation by the statistics of the training data."""
-    if node.flag("training_mode"):
+    is_old = node.opset < 7  # when it trained unless it was told to test
+    others = node.node.outputs[1:]
+    trains = any(value.uses() or value.is_graph_output() for value in others)
+    if trains or node.flag("training_mode") or (is_old and not node.flag("is_test")):
         node.refuse("it is in training mode", "export the model in evaluation mode")
     epsilon = node.attribute("epsilon", 1e-5)
     if not node.is_trained(3) and not node.is_trained(4):
@@ -26,7 +30,7 @@ def batch_norm(node: Site, x: Expr, scale: Expr, bias: Expr, mean: Expr, var: Ex
     return x * factor.reshape(after) + (bias - mean * factor).reshape(after)
 
 
-@converts("InstanceNormalization")
+@converts("InstanceNormalization", attributes=("epsilon",))
 def instance_norm(node: Site, x: Expr, scale: Expr, bias: Expr) -> Expr:
     """Each channel of each example to mean 0 and variance 1."""
     epsilon = node.attribute("epsilon", 1e-5)
@@ -34,7 +38,7 @@ def instance_norm(node: Site, x: Expr, scale: Expr, bias: Expr) -> Expr:
     return torch.instance_norm(x, scale, bias, None, None, True, 0.0, epsilon, False)
 
 
-@converts("GroupNormalization")
+@converts("GroupNormalization", attributes=("epsilon", "num_groups"), neutral=_IN_FLOATS)
 def group_norm(node: Site, x: Expr, scale: Expr, bias: Expr) -> Expr:
     """Each group of channels of each example to mean 0 and variance 1."""
     groups, epsilon = node.attribute("num_groups"), node.attribute("epsilon", 1e-5)
@@ -46,7 +50,12 @@ def group_norm(node: Site, x: Expr, scale: Expr, bias: Expr) -> Expr:
     )
 
 
-@converts("LayerNormalization", domains=("", "com.microsoft"))
+@converts(
+    "LayerNormalization",
+    domains=("", "com.microsoft"),
+    attributes=("axis", "epsilon"),
+    neutral=_IN_FLOATS,
+)
 def layer_norm(node: Site, x: Expr, scale: Expr, bias: Expr = None) -> Expr:
     """The axes from `axis` on to mean 0 and variance 1, then a scale and a bias."""
     axis, epsilon = node.attribute("axis", -1), node.attribute("epsilon", 1e-5)
@@ -77,7 +86,13 @@ def _moments(node: Site, x: Expr, axis: int, epsilon: float) -> tuple[Expr, Expr
     return ((wide - mean) * inverse).to(node.torch_dtype()), mean, inverse
 
 
-@converts("RMSNormalization", "SimplifiedLayerNormalization", domains=("", "com.microsoft"))
+@converts(
+    "RMSNormalization",
+    "SimplifiedLayerNormalization",
+    domains=("", "com.microsoft"),
+    attributes=("axis", "epsilon"),
+    neutral=_IN_FLOATS,
+)
 def rms_norm(node: Site, x: Expr, scale: Expr) -> Expr:
     """The axes from `axis` on to a mean square of 1, then a scale."""
     axis, epsilon = node.attribute("axis", -1), node.attribute("epsilon", 1e-5)
@@ -91,7 +106,7 @@ def rms_norm(node: Site, x: Expr, scale: Expr) -> Expr:
     return F.rms_norm(x, x.shape[axis:], None, epsilon) * scale
 
 
-@converts("SkipLayerNormalization", domains=_MICROSOFT)
+@converts("SkipLayerNormalization", domains=_MICROSOFT, attributes=("epsilon",))
 def skip_layer_norm(
     node: Site, x: Expr, skip: Expr, scale: Expr, bias: Expr = None, before: Expr = None
 ) -> Expr:
@@ -100,7 +115,7 @@ def skip_layer_norm(
     return F.layer_norm(total, total.shape[-1:], scale, bias, epsilon), None, None, total
 
 
-@converts("SkipSimplifiedLayerNormalization", domains=_MICROSOFT)
+@converts("SkipSimplifiedLayerNormalization", domains=_MICROSOFT, attributes=("epsilon",))
 def skip_rms_norm(node: Site, x: Expr, skip: Expr, scale: Expr, before: Expr = None) -> Expr:
     """RMSNormalization of `x + skip + before`; also gives that sum."""
     total, epsilon = _total(x, skip, before), node.attribute("epsilon", 1e-5)
@@ -111,14 +126,14 @@ def _total(x: Expr, skip: Expr, before: Expr) -> Expr:
     return x + skip if before is None else x + skip + before
 
 
-@converts("LpNormalization")
+@converts("LpNormalization", attributes=("axis", "p"))
 def lp_norm(node: Site, x: Expr) -> Expr:
     """Divided by the p-norm along an axis."""
     norm = torch.linalg.vector_norm(x, node.attribute("p", 2), node.attribute("axis", -1), True)
     return torch.where(norm == 0, 0, x / norm)
 
 
-@converts("MeanVarianceNormalization")
+@converts("MeanVarianceNormalization", attributes=("axes",))
 def mean_variance_norm(node: Site, x: Expr) -> Expr:
     """To mean 0 and variance 1 over some axes."""
     axes = tuple(node.attribute("axes", (0, 2, 3)))
@@ -126,12 +141,15 @@ def mean_variance_norm(node: Site, x: Expr) -> Expr:
     return centred / (centred.square().mean(axes, True).sqrt() + 1e-9)
 
 
-@converts("LRN")
+@converts("LRN", attributes=("alpha", "beta", "bias", "size"))
 def local_response_norm(node: Site, x: Expr) -> Expr:
     """Divided by the squares of neighbouring channels."""
-    size = node.attribute("size")
-    # torch looks at size // 2 channels before, ONNX at (size - 1) // 2.
-    if size % 2 == 0:
-        node.refuse("its size is even")
+    size, bias = node.attribute("size"), node.attribute("bias", 1.0)
     alpha, beta = node.attribute("alpha", 1e-4), node.attribute("beta", 0.75)
-    return F.local_response_norm(x, size, alpha, beta, node.attribute("bias", 1.0))
+    if size % 2:
+        return F.local_response_norm(x, size, alpha, beta, bias)
+    # torch looks at size // 2 channels before, ONNX at (size - 1) // 2.
+    squares = x.square().reshape(x.size(0), 1, x.size(1), -1)
+    around = F.pad(squares, (0, 0, (size - 1) // 2, size // 2))
+    mean = F.avg_pool2d(around, (size, 1), stride=1).reshape(x.shape)
+    return x / (mean * alpha + bias).pow(beta)

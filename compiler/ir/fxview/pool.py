@@ -18,8 +18,10 @@ from aigcc.ir.fxview.site import Site
 _MAX: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
+_WINDOW = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
 
-@converts("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+
+@converts("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", attributes=("p",))
 def global_pool(node: Site, x: Expr) -> Expr:
     """The mean, the maximum or the p-norm over all but the first two axes."""
     rank = node.rank()
@@ -83,7 +85,7 @@ def pad_window(
     return F.pad(x, order, value=value)
 
 
-@converts("MaxPool")
+@converts("MaxPool", attributes=_WINDOW)
 def max_pool(node: Site, x: Expr) -> Expr:
     """The largest element of each window."""
     window = _Window(node)
@@ -102,7 +104,7 @@ def max_pool(node: Site, x: Expr) -> Expr:
     return y.to(node.torch_dtype())
 
 
-@converts("AveragePool")
+@converts("AveragePool", attributes=(*_WINDOW, "count_include_pad"))
 def average_pool(node: Site, x: Expr) -> Expr:
     """The mean of each window, with or without what was padded."""
     window = _Window(node)
@@ -136,7 +138,7 @@ def _fill(window: _Window, weight: Expr) -> Expr:
     return pad_window(weight, (0,) * (2 * window.rank), *steps, window.ceil, 0.0)
 
 
-@converts("LpPool")
+@converts("LpPool", attributes=(*_WINDOW, "p"))
 def lp_pool(node: Site, x: Expr) -> Expr:
     """The p-norm of each window."""
     window, p = _Window(node), node.attribute("p", 2)

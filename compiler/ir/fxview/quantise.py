@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from aigcc.ir.fxview.dtypes import FLOAT8, TORCH, TRAINABLE, bounds, cast
-from aigcc.ir.fxview.linear import convolve
+from aigcc.ir.fxview.linear import CONV, convolve
 from aigcc.ir.fxview.recording import Expr, recorded
 from aigcc.ir.fxview.registry import converts
 from aigcc.ir.fxview.site import Site
@@ -94,23 +94,33 @@ def _aligned(node: Site, scale: Expr, x: Expr) -> Expr:
     return scale.reshape((-1, *[1] * after)) if after else scale
 
 
-@converts("QuantizeLinear", domains=_BOTH, folds=False)
+@converts(
+    "QuantizeLinear",
+    domains=_BOTH,
+    attributes=("axis", "block_size", "output_dtype", "precision", "saturate"),
+    folds=False,
+)
 def quantize(node: Site, x: Expr, scale: Expr, zero: Expr = None) -> Expr:
     """`round(x / scale) + zero`, within the bounds of its type; halves go to the even neighbour."""
     to = _quantised_type(node)
-    x = x if node.is_float(0) else x.to(torch.float32)
-    y = x / _aligned(node, scale, x)
+    kind = ir.DataType(node.attribute("precision", 0) or node.dtype(1))
+    y = _as(x, node.dtype(0), kind) / _as(_aligned(node, scale, x), node.dtype(1), kind)
     stays_float = _stays_float(node)
     low, high = bounds(to)
-    if to in FLOAT8:
-        if stays_float:
+    if to in (*FLOAT8, ir.DataType.FLOAT4E2M1):
+        if stays_float and to in FLOAT8:
             return cast_straight_through(y.clamp(low, high), TORCH[to])
-        return cast(y, node.dtype(0), to, node.flag("saturate", 1))
+        return cast(y, kind, to, node.flag("saturate", 1))
     y = round_straight_through(y) if node.frame.conversion.straight_through else y.round()
+    y = _as(y, kind, ir.DataType.FLOAT)  # narrow floats do not hold all whole numbers
     if zero is not None and not _is_zero(node, 2):
-        y = y + _aligned(node, zero, x).to(y.dtype)
+        y = y + _aligned(node, zero, x).to(torch.float32)
     y = y.clamp(low, high)
     return y if stays_float else to_whole(y, TORCH[to])
+
+
+def _as(x: Expr, source: ir.DataType, to: ir.DataType) -> Expr:
+    return x if source == to else x.to(TORCH[to])
 
 
 def _quantised_type(node: Site) -> ir.DataType:
@@ -130,14 +140,19 @@ def _is_zero(node: Site, index: int) -> bool:
     return found is not None and not found.astype("float32").any()
 
 
-@converts("DequantizeLinear", domains=_BOTH, folds=False)
+@converts(
+    "DequantizeLinear",
+    domains=_BOTH,
+    attributes=("axis", "block_size", "output_dtype"),
+    folds=False,
+)
 def dequantize(node: Site, x: Expr, scale: Expr, zero: Expr = None) -> Expr:
     """`(x - zero) * scale`."""
-    dtype = node.torch_dtype()
-    y = x.to(dtype)
+    y = x.to(torch.float32)
     if zero is not None and not _is_zero(node, 2):
-        y = y - _aligned(node, zero, x).to(dtype)
-    return y * _aligned(node, scale, x).to(dtype)
+        y = y - _aligned(node, zero, x).to(torch.float32)
+    y = y * _as(_aligned(node, scale, x), node.dtype(1), ir.DataType.FLOAT)
+    return _as(y, ir.DataType.FLOAT, node.out_dtype())
 
 
 @converts("DynamicQuantizeLinear", folds=False)
@@ -166,7 +181,7 @@ def matmul_integer(node: Site, a: Expr, b: Expr, a_zero: Expr = None, b_zero: Ex
     return _in_32_bits(node, torch.matmul(left, right))
 
 
-@converts("ConvInteger")
+@converts("ConvInteger", attributes=CONV)
 def conv_integer(node: Site, x: Expr, w: Expr, x_zero: Expr = None, w_zero: Expr = None) -> Expr:
     """The convolution of whole numbers, less their zero points, in 32 bits."""
     source, weight = x.to(torch.float64), w.to(torch.float64)
@@ -186,7 +201,7 @@ def qlinear_matmul(node: Site, a: Expr, b: Expr) -> Expr:
     return _forth(node, torch.matmul(left, right), 6)
 
 
-@converts("QLinearConv", settings=(1, 2, 4, 5, 6, 7), folds=False)
+@converts("QLinearConv", attributes=CONV, settings=(1, 2, 4, 5, 6, 7), folds=False)
 def qlinear_conv(node: Site, x: Expr, w: Expr, bias: Expr = None) -> Expr:
     """Conv between DequantizeLinear and QuantizeLinear; the bias is in units of both scales."""
     y = convolve(node, _back(node, x, 1, 1), _back(node, w, 4, 0), None, node.need_rank(3) - 2)
@@ -213,7 +228,14 @@ def _forth(node: Site, y: Expr, index: int) -> Expr:
     return made.clamp(*bounds(to)).to(TORCH[to])
 
 
-@converts("MatMulNBits", domains=_MICROSOFT, folds=False)
+@converts(
+    "MatMulNBits",
+    domains=_MICROSOFT,
+    # How exact the runtime's kernel is says nothing of what is asked for.
+    attributes=("K", "N", "accuracy_level", "bits", "block_size"),
+    neutral={"weight_prepacked": 0},
+    folds=False,
+)
 def matmul_nbits(
     node: Site,
     a: Expr,

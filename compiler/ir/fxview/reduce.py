@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from aigcc.ir.fxview.recording import Expr, recorded
 from aigcc.ir.fxview.registry import converts
 from aigcc.ir.fxview.site import Site
+from aigcc.ir.fxview.unsigned import WIDER
 
 _REDUCE: dict[str, Any] = {
     "ReduceL1": lambda x, axes, keep: x.abs().sum(axes, keepdim=keep),
@@ -23,31 +25,77 @@ _REDUCE: dict[str, Any] = {
     "ReduceSum": lambda x, axes, keep: x.sum(axes, keepdim=keep),
     "ReduceSumSquare": lambda x, axes, keep: x.square().sum(axes, keepdim=keep),
 }
-_IN_FLOATS = frozenset(
-    {"ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceL1", "ReduceSumSquare"}
-)
+_ORDERED = ("ReduceMax", "ReduceMin")
+_EXACT = ("ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare")
+_ATTRIBUTES = ("axes", "keepdims", "noop_with_empty_axes")
+# Of whole numbers torch takes neither of these.
+_IN_FLOATS = frozenset({"ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean"})
 
 
-@converts(*_REDUCE, sizes=(1,))
+@converts(*_ORDERED, sizes=(1,), attributes=_ATTRIBUTES, wide="order")
+@converts(*_EXACT, sizes=(1,), attributes=_ATTRIBUTES, wide="bits")
+@converts(*_IN_FLOATS, sizes=(1,), attributes=_ATTRIBUTES)
 def reduce(node: Site, x: Expr, axes: Any = None) -> Expr:
     """One of the reductions over some axes, or over all."""
-    op = node.node.op_type
+    op, in_floats = node.node.op_type, node.node.op_type in _IN_FLOATS
+    if op == "ReduceL1" and node.dtype() in WIDER:
+        op = "ReduceSum"  # the bits may look like those of a negative number
     axes = node.attribute("axes") if axes is None else axes
-    if axes is None or (isinstance(axes, Sequence) and not axes):
-        if node.flag("noop_with_empty_axes"):
-            return _alone(op, x)
-        rank = node.rank()
-        axes = all_axes(x) if rank is None else tuple(range(rank))
-        if axes == ():
-            return _alone(op, x)
-    if isinstance(axes, Sequence):
-        axes = tuple(axes)
-    keep = node.flag("keepdims", 1)
-    if node.is_float():
-        return _REDUCE[op](x, axes, keep)
-    # torch takes no root or mean of whole numbers, and sums them in 64 bits.
-    wide = x.to(torch.float64) if op in _IN_FLOATS else x
-    return _REDUCE[op](wide, axes, keep).to(node.torch_dtype())
+    keep, is_noop = node.flag("keepdims", 1), node.flag("noop_with_empty_axes")
+    source = x.to(torch.float64) if in_floats and not node.is_float() else x
+    if axes is None and not is_noop and node.rank():
+        axes = range(node.need_rank())
+    if _is_plain(node, axes):
+        made = _REDUCE[op](source, tuple(axes), keep)
+    else:
+        made = reduced(source, op, axes, keep, is_noop)
+    if node.is_float() or (node.dtype() in WIDER and not in_floats):
+        return made
+    return made.to(node.torch_dtype())  # torch sums whole numbers in 64 bits
+
+
+def _is_plain(node: Site, axes: Any) -> bool:
+    """Whether axes are known, and torch can reduce them: of nothing it finds no maximum."""
+    if not isinstance(axes, Sequence) or not axes or not all(isinstance(n, int) for n in axes):
+        return False
+    dims = node.dims(0)
+    is_safe = node.node.op_type not in _ORDERED
+    return is_safe or (dims is not None and all(dims[axis] for axis in axes))
+
+
+@recorded
+def reduced(
+    x: torch.Tensor, op: str, axes: Sequence[int] | None, keep: bool, is_noop: bool
+) -> torch.Tensor:
+    """A reduction, at axes that may be computed, and none; over a set that may be empty.
+
+    Args:
+        x: What is reduced.
+        op: The ONNX operator.
+        axes: None and an empty list mean all axes, or, for `is_noop`, none.
+        keep: Whether an axis that is reduced stays, with one element.
+        is_noop: See `axes`.
+    """
+    if not axes:
+        axes = () if is_noop else range(x.dim())
+    places = tuple(axis % x.dim() for axis in axes)
+    if not places:
+        return cast(torch.Tensor, _alone(op, x))
+    if op in _ORDERED and any(x.size(axis) == 0 for axis in places):
+        kept = enumerate(x.shape)
+        shape = [1 if at in places else size for at, size in kept if keep or at not in places]
+        return torch.full(shape, _of_nothing(op == "ReduceMax", x.dtype), device=x.device).to(x)
+    return cast(torch.Tensor, _REDUCE[op](x, places, keep))
+
+
+def _of_nothing(is_largest: bool, dtype: torch.dtype) -> float | int | bool:
+    """The maximum or the minimum of no numbers."""
+    if dtype == torch.bool:
+        return not is_largest
+    if dtype.is_floating_point:
+        return -math.inf if is_largest else math.inf
+    bounds = torch.iinfo(dtype)
+    return bounds.min if is_largest else bounds.max
 
 
 def _alone(op: str, x: Expr) -> Expr:
@@ -73,7 +121,7 @@ def product(x: torch.Tensor, axes: Sequence[int], keep: bool) -> torch.Tensor:
     return x
 
 
-@converts("ArgMax", "ArgMin")
+@converts("ArgMax", "ArgMin", attributes=("axis", "keepdims", "select_last_index"), wide="order")
 def arg_extreme(node: Site, x: Expr) -> Expr:
     """Where along an axis the largest or the smallest element is: the first, or the last."""
     axis, keep = node.attribute("axis", 0), node.flag("keepdims", 1)
@@ -84,7 +132,7 @@ def arg_extreme(node: Site, x: Expr) -> Expr:
     return x.size(axis) - 1 - found if is_last else found
 
 
-@converts("CumSum", "CumProd", sizes=(1,))
+@converts("CumSum", "CumProd", sizes=(1,), attributes=("exclusive", "reverse"), wide="bits")
 def running(node: Site, x: Expr, axis: Any) -> Expr:
     """The sum or product of all elements up to each, or of those before it (exclusive)."""
     (axis,) = axis if isinstance(axis, list) else (axis[0],)

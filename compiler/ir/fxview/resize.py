@@ -17,42 +17,51 @@ _TORCH_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 _HALF_PIXEL = ("half_pixel", "pytorch_half_pixel")
 
 
-@converts("Upsample", settings=(1,))
+_RESIZE = (
+    *("antialias", "axes", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside"),
+    *("extrapolation_value", "keep_aspect_ratio_policy", "mode", "nearest_mode"),
+)
+
+
+@converts("Upsample", attributes=(*_RESIZE, "scales"), settings=(1,), wide="bits")
 def upsample(node: Site, x: Expr) -> Expr:
     """Resize as it was before opset 10."""
-    found = node.setting(1)
-    scales = [float(n) for n in (node.attribute("scales") if found is None else found)]
-    mode = node.text("mode", "nearest")
-    if mode == "nearest" and (short := _by_torch(node, x, scales)) is not None:
+    scales = _numbers(node, 1) if node.has(1) else list(node.attribute("scales"))
+    is_nearest = node.text("mode", "nearest") == "nearest" and isinstance(scales, list)
+    if is_nearest and (short := _by_torch(node, x, scales)) is not None:
         return short
-    return _resample(node, x, list(range(len(scales))), scales, None, "asymmetric", "floor")
+    axes = list(range(node.need_rank()))
+    return _resample(node, x, axes, scales, None, ("asymmetric", "floor"))
 
 
-@converts("Resize", settings=(1, 2, 3))
+def _numbers(node: Site, index: int) -> Any:
+    """An input as a list of floats; one proxy of it where it is computed."""
+    found = node.constant(index)
+    return floats(node.tensor(index)) if found is None else [float(n) for n in found.reshape(-1)]
+
+
+@recorded
+def floats(x: torch.Tensor) -> list[float]:
+    """The elements of a tensor as Python floats."""
+    return [float(n) for n in x.reshape(-1).tolist()]
+
+
+@converts("Resize", attributes=_RESIZE, settings=(1, 2, 3), wide="bits")
 def resize(node: Site, x: Expr) -> Expr:
     """`x`, larger or smaller along some axes."""
-    if node.opset < 11:
-        scales: list[float] | None = [float(n) for n in _need(node.setting(1), node)]
-        sizes: Any = None
-    else:
-        found = node.setting(2)
-        scales = None if found is None or not found.size else [float(n) for n in found]
-        sizes = node.sizes(3) if scales is None else None
+    sizes = node.sizes(3) if node.has(3) else None
+    scales = None if sizes is not None else _numbers(node, 1 if node.opset < 11 else 2)
     how = node.text("coordinate_transformation_mode", "half_pixel")
-    how = "asymmetric" if node.opset < 11 else how
     nearest = node.text("nearest_mode", "round_prefer_floor")
-    nearest = "floor" if node.opset < 11 else nearest
-    count = len(scales) if scales is not None else len(sizes) if isinstance(sizes, list) else 0
-    axes = list(node.attribute("axes") or range(count or node.need_rank()))
-    if scales is not None and (short := _short(node, x, axes, scales, how, nearest)) is not None:
-        return short
-    if sizes is not None and (short := _sized(node, x, axes, sizes, how)) is not None:
-        return short
-    return _resample(node, x, axes, scales, sizes, how, nearest)
-
-
-def _need(found: Any, node: Site) -> Any:
-    return node.refuse("it has neither scales nor sizes") if found is None else found
+    if node.opset < 11:
+        how, nearest = "asymmetric", "floor"
+    axes = list(node.attribute("axes") or range(node.need_rank()))
+    short = None
+    if isinstance(scales, list):
+        short = _short(node, x, axes, scales, how, nearest)
+    elif sizes is not None:
+        short = _sized(node, x, axes, sizes, how)
+    return _resample(node, x, axes, scales, sizes, (how, nearest)) if short is None else short
 
 
 def _short(
@@ -60,7 +69,7 @@ def _short(
 ) -> Expr | None:
     """What torch's own interpolation gives, where that is the same."""
     mode, rank = node.text("mode", "nearest"), node.rank()
-    if rank is None or node.flag("antialias"):
+    if rank is None or node.flag("antialias") or not node.is_float():
         return None
     full = [1.0] * rank
     for axis, scale in zip(axes, scales, strict=True):
@@ -88,7 +97,13 @@ def _sized(node: Site, x: Expr, axes: list[int], sizes: Any, how: str) -> Expr |
     rank = node.rank()
     is_linear = node.text("mode", "nearest") == "linear" and not node.flag("antialias")
     stretches = node.text("keep_aspect_ratio_policy", "stretch") == "stretch"
-    if rank not in _TORCH_LINEAR or not is_linear or not stretches or not isinstance(sizes, list):
+    if (
+        rank not in _TORCH_LINEAR
+        or not is_linear
+        or not node.is_float()
+        or not stretches
+        or not isinstance(sizes, list)
+    ):
         return None
     if how == "half_pixel" and axes in (list(range(rank)), list(range(2, rank))):
         spatial = sizes if len(axes) < rank else sizes[2:]
@@ -102,14 +117,11 @@ def _resample(
     node: Site,
     x: Expr,
     axes: list[int],
-    scales: list[float] | None,
+    scales: Any,
     sizes: Any,
-    how: str,
-    nearest: str,
+    modes: tuple[str, str],
 ) -> Expr:
-    roi = node.constant(1) if how == "tf_crop_and_resize" and node.opset >= 11 else None
-    if how == "tf_crop_and_resize" and roi is None:
-        node.refuse("its region of interest is computed")
+    how, nearest = modes
     options = {
         "mode": node.text("mode", "nearest"),
         "how": how,
@@ -119,10 +131,11 @@ def _resample(
         "antialias": node.flag("antialias"),
         "extrapolation": node.attribute("extrapolation_value", 0.0),
         "policy": node.text("keep_aspect_ratio_policy", "stretch"),
-        "roi": None if roi is None else [float(n) for n in roi.reshape(-1)],
+        "roi": _numbers(node, 1) if how == "tf_crop_and_resize" else None,
     }
-    made = resample(x if node.is_float() else x.to(torch.float32), axes, scales, sizes, options)
-    return made if node.is_float() else made.to(node.torch_dtype())
+    if node.is_float() or options["mode"] == "nearest":
+        return resample(x, axes, scales, sizes, options)
+    return resample(x.to(torch.float32), axes, scales, sizes, options).to(node.torch_dtype())
 
 
 @recorded
@@ -136,7 +149,7 @@ def resample(
     """Resize one axis after the other, as each of ONNX's modes asks for.
 
     Args:
-        x: Any tensor of floats.
+        x: Any tensor; of floats, unless the mode is nearest.
         axes: The axes that change.
         scales: A factor for each of `axes`; or None.
         sizes: A new size for each of `axes`; or None.
@@ -236,7 +249,7 @@ def _cubic(t: torch.Tensor, a: float) -> torch.Tensor:
     return torch.where(t <= 1, near, torch.where(t < 2, far, 0))
 
 
-@converts("GridSample")
+@converts("GridSample", attributes=("align_corners", "mode", "padding_mode"))
 def grid_sample(node: Site, x: Expr, grid: Expr) -> Expr:
     """The elements at places between -1 and 1."""
     mode = node.text("mode", "linear")

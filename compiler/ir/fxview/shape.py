@@ -12,10 +12,10 @@ from torch import fx
 
 from aigcc.ir.fxview.recording import Expr, call, recorded
 from aigcc.ir.fxview.registry import converts
-from aigcc.ir.fxview.site import Site, tensor_of
+from aigcc.ir.fxview.site import Site, Sizes, tensor_of
 
 
-@converts("Shape")
+@converts("Shape", attributes=("end", "start"))
 def shape(node: Site, x: Expr) -> Expr:
     """The shape as a tensor, where the rank is not known: else see `sizes`."""
     dims = x.shape[node.attribute("start", 0) : node.attribute("end")]
@@ -28,13 +28,15 @@ def size(node: Site, x: Expr) -> Expr:
     return tensor_of(x.numel(), torch.int64, node.device)
 
 
-@converts("Reshape", sizes=(1,))
+@converts("Reshape", sizes=(1,), attributes=("allowzero", "shape"))
 def reshape(node: Site, x: Expr, sizes: Any = None) -> Expr:
     """The same elements in another shape; a 0 keeps the dim, unless `allowzero`."""
     sizes = list(node.attribute("shape")) if sizes is None else sizes
     if node.flag("allowzero"):
         return x.reshape(sizes)
-    if isinstance(sizes, list):
+    # Sizes that are computed from shapes are no sign that a dim is kept; others may be 0.
+    is_sized = not node.has(1) or isinstance(node.handle(1), Sizes)
+    if isinstance(sizes, list) and (is_sized or all(isinstance(size, int) for size in sizes)):
         return x.reshape(
             [
                 x.size(axis) if isinstance(size, int) and size == 0 else size
@@ -50,7 +52,7 @@ def reshape_keeping(x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     return x.reshape([n or x.size(axis) for axis, n in enumerate(sizes)])
 
 
-@converts("Flatten")
+@converts("Flatten", attributes=("axis",))
 def flatten(node: Site, x: Expr) -> Expr:
     """A matrix: the axes before `axis`, and the others."""
     axis = node.attribute("axis", 1)
@@ -72,25 +74,29 @@ def flatten_at(x: torch.Tensor, axis: int) -> torch.Tensor:
     return x.reshape(x.shape[:axis].numel(), x.shape[axis:].numel())
 
 
-@converts("Squeeze", sizes=(1,))
+@converts("Squeeze", sizes=(1,), attributes=("axes",))
 def squeeze(node: Site, x: Expr, axes: Any = None) -> Expr:
     """Without some axes of size one, or without all of them."""
     axes = node.attribute("axes") if axes is None else axes
-    return x.squeeze() if axes is None else x.squeeze(_single(axes))
+    if axes is None:
+        return x.squeeze()
+    if not isinstance(axes, Sequence) or any(isinstance(axis, fx.Proxy) for axis in axes):
+        return without_axes(x, axes)
+    return x.squeeze(axes[0] if len(axes) == 1 else tuple(axes))
 
 
-def _single(axes: Any) -> Any:
-    if not isinstance(axes, Sequence):
-        return axes
-    return axes[0] if len(axes) == 1 else tuple(axes)
+@recorded
+def without_axes(x: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """`x` without axes of size one."""
+    return x.squeeze(tuple(axes))
 
 
-@converts("Unsqueeze", sizes=(1,))
+@converts("Unsqueeze", sizes=(1,), attributes=("axes",))
 def unsqueeze(node: Site, x: Expr, axes: Any = None) -> Expr:
     """With new axes of size one, at these places of the result."""
     axes = node.attribute("axes") if axes is None else axes
     if not isinstance(axes, Sequence) or any(isinstance(axis, fx.Proxy) for axis in axes):
-        node.refuse("the new axes are computed, and have to be constants")
+        return with_axes(x, axes)
     if any(axis < 0 for axis in axes) and any(axis >= 0 for axis in axes):
         rank = node.need_rank() + len(axes)
         axes = [axis % rank for axis in axes]
@@ -100,7 +106,16 @@ def unsqueeze(node: Site, x: Expr, axes: Any = None) -> Expr:
     return x
 
 
-@converts("Transpose")
+@recorded
+def with_axes(x: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """`x` with new axes of size one, at these places of the result."""
+    rank = x.dim() + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+@converts("Transpose", attributes=("perm",))
 def transpose(node: Site, x: Expr) -> Expr:
     """The axes in another order; reversed, if none is given."""
     order = node.attribute("perm")
@@ -112,7 +127,7 @@ def transpose(node: Site, x: Expr) -> Expr:
     return x.transpose(*moved) if len(moved) == 2 else x.permute(tuple(order))
 
 
-@converts("Concat")
+@converts("Concat", attributes=("axis",))
 def concat(node: Site, *parts: Expr) -> Expr:
     """Tensors, one after the other along an axis."""
     return call(torch.cat, list(parts), node.attribute("axis", 1))
@@ -136,21 +151,26 @@ def tile(node: Site, x: Expr, repeats: Any) -> Expr:
     return x.repeat(repeats)
 
 
-@converts("DepthToSpace")
+@converts("DepthToSpace", attributes=("blocksize", "mode"), wide="bits")
 def depth_to_space(node: Site, x: Expr) -> Expr:
     """Blocks of channels as squares of pixels."""
     block = node.attribute("blocksize")
-    if node.text("mode", "DCR") == "CRD":
+    is_crd = node.text("mode", "DCR") == "CRD"
+    if is_crd and node.is_float():
         return F.pixel_shuffle(x, block)
     n, c, h, w = (x.size(axis) for axis in range(4))
+    if is_crd:
+        y = x.reshape(n, c // block**2, block, block, h, w).permute(0, 1, 4, 2, 5, 3)
+        return y.reshape(n, c // block**2, h * block, w * block)
     y = x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2)
     return y.reshape(n, c // block**2, h * block, w * block)
 
 
-@converts("SpaceToDepth")
+@converts("SpaceToDepth", attributes=("blocksize", "mode"))
 def space_to_depth(node: Site, x: Expr) -> Expr:
-    """Squares of pixels as blocks of channels."""
+    """Squares of pixels as blocks of channels; or, for CRD, the channels of each place together."""
     block = node.attribute("blocksize")
+    order = (0, 1, 3, 5, 2, 4) if node.text("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
     n, c, h, w = (x.size(axis) for axis in range(4))
-    y = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+    y = x.reshape(n, c, h // block, block, w // block, block).permute(order)
     return y.reshape(n, c * block**2, h // block, w // block)

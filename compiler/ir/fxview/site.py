@@ -13,8 +13,11 @@ import torch
 from torch import fx
 
 from aigcc.errors import ModelError
+from aigcc.ir.fxview.bodies import default_of
 from aigcc.ir.fxview.dtypes import TORCH
 from aigcc.ir.fxview.recording import Expr, Recorder, recorded
+from aigcc.ir.fxview.registry import Converter, key
+from aigcc.ir.fxview.unsigned import WIDER, widened
 from aigcc.ir.fxview.weights import is_trained
 from aigcc.ir.text.facts import module_path, source_line
 
@@ -89,12 +92,14 @@ class Site:
         node: The ONNX node.
         frame: The graph or function call that it is in.
         opset: The version of its domain.
+        converter: What converts it.
         is_folding: Its inputs are tensors, and its outputs are computed at once.
     """
 
     node: ir.Node
     frame: Frame
     opset: int
+    converter: Converter
     is_folding: bool = False
 
     @property
@@ -114,9 +119,13 @@ class Site:
         )
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """The value of an attribute, through the attributes of a function call."""
-        found = self.frame.attribute(self.node, name)
-        return default if found is None else found.value
+        """The value of an attribute; or its default in this opset, or else `default`."""
+        assert name in self.converter.attributes, f"the converter does not declare {name!r}"
+        found = self.node.attributes.data.get(name)
+        if found is not None:
+            return found.value
+        known = default_of(*key(self.node), self.opset, name)
+        return default if known is None else known
 
     def flag(self, name: str, default: int = 0) -> bool:
         """An attribute that is zero or one."""
@@ -209,14 +218,16 @@ class Site:
     def tensor(self, index: int) -> Expr:
         """Input `index` as a tensor."""
         handle = self.handle(index)
-        if self.is_folding and handle is not None:
-            return self.frame.folded(handle)
-        return None if handle is None else self.frame.tensor(handle)
+        if handle is None:
+            return None
+        made = self.frame.folded(handle) if self.is_folding else self.frame.tensor(handle)
+        value = self.node.inputs[index]
+        return made if value is None else widened(made, value.dtype, self.converter.wide)
 
     def number(self, index: int) -> Expr:
         """Input `index` as a Python number where it is a constant of one element, or a tensor."""
         handle = self.handle(index)
-        if self.is_folding or handle is None:
+        if self.is_folding or handle is None or self._is_unsigned(index):
             return self.tensor(index)
         if isinstance(handle, Sizes) and not handle.is_vector:
             return handle.items[0]
@@ -226,8 +237,8 @@ class Site:
     def gives_tensor(self, index: int) -> bool:
         """Whether `number` gives a tensor."""
         handle = self.handle(index)
-        if self.is_folding or handle is None:
-            return self.is_folding
+        if self.is_folding or handle is None or self._is_unsigned(index):
+            return handle is not None
         if isinstance(handle, Sizes):
             return handle.is_vector
         return not self._is_scalar(handle, index)
@@ -245,6 +256,10 @@ class Site:
             all(dim == 1 for dim in shape)
             and any(rank is not None and rank >= len(shape) for rank in others)
         )
+
+    def _is_unsigned(self, index: int) -> bool:
+        value = self.node.inputs[index]
+        return value is not None and value.dtype in WIDER
 
     def sizes(self, index: int) -> list[Any] | Expr | None:
         """Input `index` as a list of whole numbers; one proxy where their count is not known."""

@@ -6,8 +6,12 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
+
 from aigcc.ir.fxview.recording import call, recorded
 from aigcc.ir.fxview.site import Handle, Site, Sizes, Stored, as_sizes
+
+_SIZES = (ir.DataType.INT32, ir.DataType.INT64)
 
 Rule = Callable[..., Sizes | None]
 
@@ -30,7 +34,7 @@ def _size(site: Site, x: Handle) -> Sizes | None:
 def _elementwise(function: Callable[..., Any]) -> Rule:
     def rule(site: Site, *handles: Handle) -> Sizes | None:
         operands = [as_sizes(handle) for handle in handles]
-        if not all(operands) or not site.out_dtype().is_integer():
+        if not all(operands) or site.out_dtype() not in _SIZES:
             return None
         known = [operand for operand in operands if operand is not None]
         count = max(len(operand.items) for operand in known)
