@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30, help="for all latencies of a model")
     arguments = parser.parse_args()
-    peers = _peers()
+    peers = peers_python()
     for name in arguments.models.split(","):
         model = export(name)
         rows = _compile(name, model, peers, arguments.rounds, arguments.tools)
@@ -68,7 +68,7 @@ def main() -> None:
         _print(name, model, rows)
 
 
-def _peers() -> str:
+def peers_python() -> str:
     """The Python of the peers' venv, made on first use."""
     folder = CACHE / "peers"
     python = folder / "bin" / "python"
