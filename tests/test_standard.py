@@ -36,7 +36,8 @@ def test_nothing_is_wrong_raised_or_lost(check: str, findings: list[Finding]) ->
     expected = known() & {place(finding) for finding in mine}
     new = {" ".join(spot): outcome for spot, outcome in faults.items() if spot not in expected}
     assert not new
-    assert not expected - set(faults), "no fault any more: take it out of known.txt"
+    if check != "cpu":  # what OpenVINO gets wrong depends on the CPU
+        assert not expected - set(faults), "no fault any more: take it out of known.txt"
 
 
 def test_a_crash_and_a_hang_are_survived() -> None:

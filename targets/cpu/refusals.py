@@ -21,6 +21,11 @@ _SMALL = 1 << 16  # constants of more elements are weights
 def refusals(module: Module) -> Iterator[Problem]:
     """All that is refused, besides what the capability table says."""
     yield from _doubles(module)
+    for value in (*module.inputs, *module.outputs):
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            yield Problem(
+                f"{value.name!r} is no tensor, and OpenVINO takes and gives tensors alone"
+            )
     for node in module.nodes():
         for look in _LOOKS.get(node.op_type, (_large_integers,)) if node.domain == "" else ():
             if reason := look(node):

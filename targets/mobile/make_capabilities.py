@@ -39,11 +39,14 @@ _PREFER: dict[str, dict[str, int]] = {
     "upsample-conv": {"channels": 128},
 }
 # What its kernels refuse of operators that they take otherwise.
-_LIMITS: dict[str, dict[str, list[int]]] = {
-    "Attention": {"left_window_size": [], "right_window_size": []},  # not even without a window
-    "GRU": {"layout": [0]},
-    "LSTM": {"layout": [0]},
-    "RNN": {"layout": [0]},
+_WHOLE = [f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u")]
+_LIMITS: dict[str, list[dict[str, list[Any]]]] = {
+    "Attention": [{"left_window_size": [], "right_window_size": []}],  # not even without a window
+    "GRU": [{"layout": [0]}],
+    "LSTM": [{"layout": [0]}],
+    "Mod": [{"fmod": [1]}, {"dtypes": _WHOLE}],
+    "RNN": [{"layout": [0]}],
+    "StringNormalizer": [{"case_change_action": ["NONE"]}],  # others need a locale of the system's
 }
 # What ONNX Runtime puts in by itself.
 _INTERNAL = {("", "MemcpyFromHost"), ("", "MemcpyToHost")}
@@ -282,7 +285,8 @@ def _lines(table: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "# What a node must fulfil besides: see compiler/limits.py."
     yield "[limits]"
-    yield from (f"{_name(name)} = [{_inline(limit)}]" for name, limit in table["limits"].items())
+    for name, alternatives in table["limits"].items():
+        yield f"{_name(name)} = [{', '.join(map(_inline, alternatives))}]"
     yield ""
     yield "# Inputs and outputs that take fewer types than the standard and the line above."
     for name, slots in table["slots"].items():

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from aigcc.ir.edit import held_graphs
 from aigcc.ir.fxview.registry import key
 from aigcc.ir.shapes.inference import Walk
+from aigcc.ir.shapes.site import Array
 from aigcc.ir.shapes.values import Values
 
 
