@@ -212,7 +212,7 @@ def _show(facts: dict[str, Any], *, numeric: bool) -> None:
             line(f"  {text}")
         if facts["latency"] is not None and facts["latency"]["after"]["ratio_low"] > 1:
             line("note: it did not pay: the program is slower than the model as it was")
-    if facts["latency"] is not None:
+    if facts["latency"] is not None and facts["latency"]["notes"]:
         line()
         for text in facts["latency"]["notes"]:
             line(f"latency: {text}")
