@@ -92,12 +92,12 @@ def export(name: str) -> Path:
 def _compile(name: str, model: Path, peers: str, rounds: int, only: str) -> list[Row]:
     out = CACHE / "bench" / name / "out"
     shutil.rmtree(out, ignore_errors=True)
-    aigcc = [sys.executable, "-m", "aigcc"]
+    # peers write what they make without running it
+    opt = [sys.executable, "-m", "aigcc", "opt", "--verify", "structure"]
     commands = {
-        "aigcc opt": [*aigcc, "opt", model, "-p", "canonicalize,fuse", "-o", "{out}"],
+        "aigcc opt": [*opt, model, "-p", "canonicalize,fuse", "-o", "{out}"],
         "aigcc mobile": [
-            *aigcc,
-            "opt",
+            *opt,
             model,
             "-p",
             make_target("mobile").pipeline(),

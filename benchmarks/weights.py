@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = export(arguments.model)
     files = [file for file in model.parent.iterdir() if file.is_file()]
-    opt = [sys.executable, "-m", "aigcc", "opt", str(model)]
+    opt = [sys.executable, "-m", "aigcc", "opt", "--verify", "structure", str(model)]
     commands = {
         "cp": ["cp", *map(str, files), "{out}"],
         "cp and sync": ["sh", "-c", 'cp "$@" "$0" && sync "$0"/*', "{out}", *map(str, files)],

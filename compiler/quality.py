@@ -87,6 +87,23 @@ class Quality:
         """The outputs that are further off than `tolerance`."""
         return [row for row in self.worst.values() if not row.relative <= tolerance]
 
+    def unexplained(
+        self, tolerance: float, original: Module, samples: Samples
+    ) -> list[OutputError]:
+        """The outputs that are further off than `tolerance`, and than rounding makes them.
+
+        Notes in `rounding` those that rounding explains.
+        """
+        found = []
+        for row in self.wrong(tolerance):
+            rounding = rounding_of(row.name, original, samples, self.sample[row.name])
+            is_explained = rounding >= min(row.relative / _ROUNDINGS, _CHAOTIC)
+            if tolerance < rounding and is_explained and not row.broken:
+                self.rounding[row.name] = rounding
+            else:
+                found.append(row)
+        return found
+
     def refuse(self, budget: Budget, where: str) -> None:
         """Do nothing if the program keeps a budget's bounds on quality.
 
@@ -174,6 +191,15 @@ def measure(
     return quality
 
 
+def rounding_of(output: str, original: Module, samples: Samples, sample: int) -> float:
+    """How far ONNX Runtime's own rewrites put an output of a model off, for one sample."""
+    feeds = next(islice(iter(samples), sample, None))
+    right = OrtSession(exact(original), optimise=False).run(feeds)
+    other = open_exact(original, integers=True).run(feeds)
+    (row,) = compare_outputs({output: right[output]}, {output: other[output]})
+    return row.relative
+
+
 def count_calibrated(ctx: Context) -> int:
     """How many of the samples to measure on activations were calibrated on."""
     if ctx.calibration is None or ctx.samples is None:
@@ -213,27 +239,15 @@ class Suspects:
         fault, sample = "", quality.count
         if quality.failure is not None:
             fault = f"the built program fails: {quality.failure}"
-        for row in quality.wrong(self.target.tolerance):
-            rounding = self._rounding(row.name, quality.sample[row.name])
-            is_explained = rounding >= min(row.relative / _ROUNDINGS, _CHAOTIC)
-            if self.target.tolerance < rounding and is_explained and not row.broken:
-                quality.rounding[row.name] = rounding
-            elif not fault:
-                fault, sample = self._describe(row), quality.sample[row.name]
+        wrong = quality.unexplained(self.target.tolerance, self.original, self.samples)
+        if wrong and not fault:
+            fault, sample = self._describe(wrong[0]), quality.sample[wrong[0].name]
         if not fault:
             return
         where, hint = show(self.target, self.target.name), f"{self.command} names the rewrite"
         if self._is_quick(quality):
             where, hint = self._find(sample)
         raise TargetError(fault, at=where, hint=hint) from quality.failure
-
-    def _rounding(self, output: str, sample: int) -> float:
-        """How far ONNX Runtime's own rewrites put an output of the original off."""
-        feeds = next(islice(iter(self.samples), sample, None))
-        right = OrtSession(exact(self.original), optimise=False).run(feeds)
-        other = open_exact(self.original, integers=True).run(feeds)
-        rows = compare_outputs({output: right[output]}, {output: other[output]})
-        return rows[0].relative
 
     def _describe(self, row: OutputError) -> str:
         fault = (

@@ -23,6 +23,8 @@ from aigcc import cli
 from aigcc.cli.app import app
 from aigcc.cli.stages import Stages
 from aigcc.ir.module import Module
+from aigcc.passes.simplify import Simplify
+from aigcc.pipeline.context import Context
 
 COMMANDS = [
     "build",
@@ -173,6 +175,35 @@ def test_opt_reads_its_own_dumps(aigcc: Callable[..., Result], here: Path) -> No
     assert result.code == 0
     assert [node.op_type for node in onnx.load("b.onnx").graph.node] == ["Identity", "Relu"]
     assert [node.op_type for node in Module.load("a.onnxtxt").nodes()] == ["Relu"]
+
+
+def test_opt_compares_without_being_asked(
+    aigcc: Callable[..., Result], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def negate(self: Simplify, module: Module, ctx: Context) -> None:
+        for node in module.graph:
+            if node.op_type == "Relu" and ctx.rewrite(node, "turned"):
+                node.op_type = "Neg"
+
+    assert "synthetic" in aigcc("opt", "tiny.onnx", "-p", "simplify", "-o", "same.onnx").out
+    monkeypatch.setattr(Simplify, "run", negate)
+    words = ("opt", "tiny.onnx", "-p", "simplify", "-o", "wrong.onnx")
+    result = aigcc(*words)
+    assert result.code == 1
+    assert "output 'y' is wrong after these passes" in result.err
+    assert "aigcc bisect tiny.onnx -p simplify --tolerance 0.0001 names the rewrite" in result.err
+    assert not Path("wrong.onnx").exists()
+    assert aigcc(*words, "--verify", "structure").code == 0
+    assert Path("wrong.onnx").exists()
+
+
+def test_opt_says_that_a_model_does_not_run(aigcc: Callable[..., Result], here: Path) -> None:
+    text = HEAD.replace('"" : 20', '"" : 20, "own" : 1')
+    body = "own (float[2] x) => (float[2] y) { i = Identity (x)  y = own.Unknown (i) }"
+    file("own.onnxtxt", text + body)
+    result = aigcc("opt", "own.onnxtxt", "-p", "simplify", "-o", "new.onnxtxt")
+    assert result.code == 0
+    assert "the outputs are not compared: ONNX Runtime" in result.out
 
 
 def test_dumps_replace_those_of_an_earlier_run_and_nothing_else(

@@ -176,7 +176,7 @@ def test_an_output_that_follows_rounding_anywhere_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounding: float, is_refused: bool
 ) -> None:
     # as sines of sums that were quantised at run time do: 0.3 here is 1.5 in another program
-    monkeypatch.setattr("aigcc.quality.Suspects._rounding", lambda *_: rounding)
+    monkeypatch.setattr("aigcc.quality.rounding_of", lambda *_: rounding)
     if is_refused:
         with pytest.raises(TargetError, match="is wrong"):
             build(tmp_path, Change(negate))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +24,7 @@ from aigcc.cli.arguments import (
     complete_pipeline,
     dump_folder,
 )
-from aigcc.cli.build import show_quality
+from aigcc.cli.build import Verify, show_quality
 from aigcc.cli.render import as_json, line, progress, table
 from aigcc.cli.show import show_remarks
 from aigcc.errors import CompileError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from aigcc.ir.module import Module
     from aigcc.pipeline.bisect import FirstWrong
     from aigcc.pipeline.context import Context
+    from aigcc.pipeline.manager import PassRun
     from aigcc.samples import Samples
 
 _TOLERANCE = 1e-4  # max|a-b| / max|a| that rounding explains
@@ -69,18 +72,27 @@ def opt(
             "--samples",
             "-s",
             metavar="SAMPLES",
-            help="Run the model before and after on these and compare; as for aigcc build. "
-            "Without it, the IR is checked and nothing runs.",
+            help="Compare the model before and after on these, as for aigcc build; by default on "
+            "inputs that are made up.",
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help="With --samples: fail if max|a-b| / max|a| of any output is larger; by default "
-            "what the target allows, or 1e-4.",
+            help="Fail if max|a-b| / max|a| of any output is larger; by default what the target "
+            "allows, or 1e-4, and on inputs that are made up nothing where a pass rounds on "
+            "purpose.",
         ),
     ] = None,
+    verify: Annotated[
+        Verify,
+        typer.Option(
+            metavar="LEVEL",
+            help="numeric: check the IR after every pass, run both models and compare; "
+            "structure: check the IR only; off: check nothing but the input.",
+        ),
+    ] = Verify.numeric,
     dump_ir: DumpIr = None,
     print_after: PrintAfter = None,
     data_root: DataRoots = None,
@@ -113,7 +125,7 @@ def opt(
         observers.append(dump.Dump(dump_folder(dump_ir, out)))
     if print_after is not None:
         observers.append(dump.PrintAfter(print_after))
-    manager = PassManager(parse(passes), observers=observers)
+    manager = PassManager(parse(passes), observers=observers, check=verify is not Verify.off)
     with progress(plain=json) as report:
         ctx = Context(
             target=None if target is None else make_target(target), limit=limit, progress=report
@@ -123,17 +135,16 @@ def opt(
             ctx.samples = load_samples(samples, original)
         if ctx.target is not None:
             original = ctx.target.prepare(original, ctx)
-        if ctx.samples is None:
-            module, quality = original, None
-            runs = manager.run(module, ctx)
-        else:
+        if ctx.samples is not None:
             ctx.samples = ctx.samples.fitted(original)
-            module = original.clone()
-            runs = manager.run(module, ctx)
+        module, quality = original.clone(), None
+        runs = manager.run(module, ctx)
+        if verify is Verify.numeric and ctx.total:
             report("comparing with the original", 0.0)
             again = _command("bisect", model, passes, target, data_root, set)
-            again += ["--samples", str(samples)]
-            quality = _compare(original, module, ctx, _tolerance(tolerance, ctx), again)
+            again += [] if samples is None else ["--samples", samples]
+            allowed = _tolerance(tolerance, ctx, runs)
+            quality = _compare(original, module, ctx, allowed, again)
         report(f"writing {out}", 1.0)
         module.save(out)
     remarks = [dataclasses.asdict(r) for r in ctx.remarks if r.kind != "applied"]
@@ -161,9 +172,11 @@ def opt(
     line(f"wrote {shlex.quote(str(out))}")
 
 
-def _tolerance(given: float | None, ctx: Context) -> float:
+def _tolerance(given: float | None, ctx: Context, runs: Sequence[PassRun]) -> float:
     if given is not None:
         return given
+    if ctx.samples is None and not all(run.exact for run in runs):
+        return math.inf
     return _TOLERANCE if ctx.target is None else ctx.target.tolerance
 
 
@@ -187,15 +200,15 @@ def _command(
 
 def _compare(
     original: Module, module: Module, ctx: Context, tolerance: float, bisect: list[str]
-) -> dict[str, Any]:
-    """How far a module's outputs are from the original's.
+) -> dict[str, Any] | None:
+    """How far a module's outputs are from the original's; None, and a remark, if that has no way.
 
     It runs as its target deploys it, where that can be here, and as it means without a target.
 
     Args:
         original: The module before the passes.
         module: The module after them.
-        ctx: Has the inputs of both.
+        ctx: Has the inputs of both, if there are any; they are made up where there are none.
         tolerance: The largest relative error that passes.
         bisect: The command, but for its tolerance, that names the rewrite that is to blame.
 
@@ -205,14 +218,21 @@ def _compare(
     from aigcc.exact import exact
     from aigcc.quality import count_calibrated, measure
     from aigcc.runtime import OrtSession
+    from aigcc.samples import load_samples
 
-    assert ctx.samples is not None
-    feeds = ctx.samples
+    try:
+        feeds = ctx.samples or load_samples(None, original).fitted(original)
+        OrtSession(exact(original), optimise=False).run(next(iter(feeds)))
+    except CompileError as error:
+        if ctx.samples is not None:
+            raise
+        ctx.note(None, f"the outputs are not compared: {error.what}")
+        return None
     deployed = None if ctx.target is None else ctx.target.open(module)
     session = deployed or OrtSession(exact(module), optimise=False)
     quality = measure(original, session, feeds)
     quality.calibrated = count_calibrated(ctx)
-    wrong = quality.wrong(tolerance)
+    wrong = quality.unexplained(tolerance, original, feeds)
     if quality.failure is not None:
         fault = f"after these passes the module does not run: {quality.failure.what}"
     elif wrong:
