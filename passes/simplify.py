@@ -13,6 +13,7 @@ import onnx_ir as ir
 from aigcc.analysis.extents import Extents
 from aigcc.ir.weights import constant, read, scalar
 from aigcc.passes.conditions import keeping, same_dims
+from aigcc.passes.empty_reductions import EmptyReduction
 from aigcc.passes.mask_rows import keeps_every_row
 from aigcc.passes.scalar_grids import ScalarGrid
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
@@ -530,5 +531,6 @@ class Simplify(RulePass):
         DropNanGuard(),
         DequantizeLast(),
         DropTile(),
+        EmptyReduction(),
         ScalarGrid(),
     )

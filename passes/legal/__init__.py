@@ -14,11 +14,16 @@ from aigcc.passes.legal.activations import (
     Swish,
     ThresholdedRelu,
 )
-from aigcc.passes.legal.attention import Cache, Decompose, MultiHead, Window
-from aigcc.passes.legal.centred import CentredNorm, MeanVarianceNorm
+from aigcc.passes.legal.attention import Cache, Decompose, MultiHead
+from aigcc.passes.legal.centred import CentredNorm, MeanVarianceNorm, NamedAxes
 from aigcc.passes.legal.contrib import FusedMatMul, SkipLayerNorm, SkipRmsNorm
 from aigcc.passes.legal.convolutions import UpsampledConv
-from aigcc.passes.legal.integers import WideIntegers
+from aigcc.passes.legal.integers import (
+    BoolExtremes,
+    ConvZeroPoints,
+    RowZeroPoints,
+    WideIntegers,
+)
 from aigcc.passes.legal.movement import SlicedSplit, SpreadTile
 from aigcc.passes.legal.norms import (
     BatchScaledGroupNorm,
@@ -30,16 +35,20 @@ from aigcc.passes.legal.norms import (
 )
 from aigcc.passes.legal.padding import PaddedAverage, PaddedTranspose
 from aigcc.passes.legal.products import VectorMatMul
+from aigcc.passes.legal.quantising import DynamicQuantize, Quantize
 from aigcc.passes.legal.recurrent import Unrolled
 from aigcc.passes.legal.resize import SpelledResize
 from aigcc.passes.legal.rotary import Rotary
 from aigcc.passes.legal.sequences import MaskedLengths, TimeMajor
 from aigcc.passes.legal.spectral import Dft, Stft
+from aigcc.passes.legal.windows import CausalCache, PaddedMask, Window
 from aigcc.pipeline.rules import Rule
 
 DECOMPOSITIONS: tuple[Rule, ...] = (
     BiasGelu(),
+    PaddedMask(),
     Window(),
+    CausalCache(),
     Cache(),
     Celu(),
     Decompose(),
@@ -60,6 +69,7 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     Swish(),
     LpNorm(),
     CentredNorm(),
+    NamedAxes(),
     MeanVarianceNorm(),
     SpelledResize(),
     ThresholdedRelu(),
@@ -71,6 +81,11 @@ DECOMPOSITIONS: tuple[Rule, ...] = (
     SlicedSplit(),
     SpreadTile(),
     WideIntegers(),
+    ConvZeroPoints(),
+    RowZeroPoints(),
+    BoolExtremes(),
+    DynamicQuantize(),
+    Quantize(),
 )
 """Tried in this order on what a target refuses."""
 

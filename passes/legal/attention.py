@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from aigcc.analysis.extents import Extents
 from aigcc.passes.conditions import HALVES, number
+from aigcc.passes.legal.windows import LARGEST_TRIANGLE, counted
 from aigcc.passes.masks import FINITE, lowest
 from aigcc.passes.sizes import size_of
 from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Replacement, Rule
 
 _SPLIT = [0, 2, 1, 3]
-_LARGEST_TRIANGLE = 1 << 16
 
 
 @dataclasses.dataclass
@@ -107,70 +107,6 @@ class _Attention:
         return bool(self.node.attributes.get_int("is_causal", 0))
 
 
-class Window(Rule):
-    """Attention(q, k, v, mask, left_window_size=l) -> Attention(q, k, v, mask and band)
-
-    Query i is at the position p = i + past, and sees the keys from p - l to p + r.
-    """
-
-    name = "window"
-    opset = 23
-
-    def pattern(self, op: PatternBuilder) -> Apply:
-        return op.Attention(_more=True)
-
-    def rewrite(self, op: Builder, match: Match) -> Replacement:
-        node = match.root
-        sides = ("left_window_size", "right_window_size")
-        if not any(side in node.attributes for side in sides):
-            return None
-        left, right = (node.attributes.get_int(side, -1) for side in sides)
-        q, k, v, mask, past_k, past_v, lengths = [*node.inputs, *[None] * 7][:7]
-        assert q is not None and k is not None
-        if lengths is not None:
-            raise NoMatch("it is given the lengths of the sequences")
-        band = None if max(left, right) < 0 else _band(op, q, k, past_k, left, right)
-        if mask is None or band is None:
-            mask = mask if band is None else band
-        elif mask.dtype == ir.DataType.BOOL:
-            mask = op.And(mask, band)
-        else:
-            mask = op.Add(mask, op.Where(band, number(0.0, mask), number(-math.inf, mask)))
-        kept = {n: a.value for n, a in node.attributes.items() if n not in sides}
-        past = [] if past_k is None else [past_k, past_v]
-        made = op.Attention(q, k, v, mask, *past, _outputs=len(node.outputs), **kept)
-        return [made] if isinstance(made, ir.Value) else list(made)
-
-
-def _band(
-    op: Builder, q: ir.Value, k: ir.Value, past: ir.Value | None, left: int, right: int
-) -> ir.Value:
-    """Which keys [queries, keys] a window lets each query see; -1 is no bound on a side."""
-    if q.shape is None or k.shape is None or (past is not None and past.shape is None):
-        raise NoMatch("the shapes of queries and keys are not known")
-    queries, keys = q.shape[-2], k.shape[-2]
-    before = 0 if past is None or past.shape is None else past.shape[2]
-    if isinstance(queries, int) and isinstance(keys, int) and isinstance(before, int):
-        keys += before
-        if queries * keys <= _LARGEST_TRIANGLE:
-            low = ~np.tri(queries, keys, before - left - 1, dtype=bool)
-            high = np.tri(queries, keys, before + right, dtype=bool)
-            return op.constant((low | (left < 0)) & (high | (right < 0)), "band")
-    total = size_of(op, k, -2)
-    rows = _counted(op, size_of(op, q, -2))
-    if past is not None:
-        length = size_of(op, past, 2)
-        total, rows = op.Add(total, length), op.Add(rows, length)
-    columns, rows = _counted(op, total), op.Unsqueeze(rows, [1])
-    sides = []
-    if left >= 0:
-        sides.append(op.GreaterOrEqual(columns, op.Sub(rows, np.array(left, np.int64))))
-    if right >= 0:
-        sides.append(op.LessOrEqual(columns, op.Add(rows, np.array(right, np.int64))))
-    value: ir.Value = sides[0] if len(sides) == 1 else op.And(*sides)
-    return value
-
-
 class Cache(Rule):
     """Attention(q, k, v, past_k, past_v) -> Attention(q, Concat(past_k, k), Concat(past_v, v))"""
 
@@ -244,7 +180,7 @@ def _reach(op: Builder, old: _Attention, q: ir.Value, k: ir.Value) -> ir.Value |
     """Which keys [queries, keys] each query reaches: query i those up to i + past."""
     assert q.shape is not None and k.shape is not None
     queries, keys = q.shape[2], k.shape[2]
-    if isinstance(queries, int) and isinstance(keys, int) and queries * keys <= _LARGEST_TRIANGLE:
+    if isinstance(queries, int) and isinstance(keys, int) and queries * keys <= LARGEST_TRIANGLE:
         past = 0
         if old.past_k is not None:
             length = old.past_k.shape[2] if old.past_k.shape is not None else None
@@ -269,14 +205,7 @@ def _triangle(op: Builder, reach: ir.Value | np.ndarray, like: ir.Value, *, low:
 
 def _indices(op: Builder, value: ir.Value) -> ir.Value:
     """0, 1, .. for the tokens of [batch, heads, tokens, width]."""
-    return _counted(op, size_of(op, value, 2))
-
-
-def _counted(op: Builder, size: ir.Value) -> ir.Value:
-    """0, 1, .. up to below a size, which is an int64 [1]."""
-    end = op.Squeeze(size, [0])
-    numbers: ir.Value = op.Range(np.array(0, np.int64), end, np.array(1, np.int64))
-    return numbers
+    return counted(op, size_of(op, value, 2))
 
 
 def _softmax(

@@ -11,6 +11,7 @@ from aigcc.pipeline.pattern import Apply, Match, NoMatch, PatternBuilder
 from aigcc.pipeline.rules import Builder, Rule
 
 _NARROW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_MVN_AXES = (0, 2, 3)
 _MVN_EPSILON = 1e-9  # ONNX adds it to the deviation, not to the variance
 
 
@@ -71,11 +72,30 @@ class MeanVarianceNorm(Rule):
         x = match.x
         if x.shape is None:
             raise NoMatch("the rank of its input is not known")
-        axes = sorted(a % len(x.shape) for a in match.root.attributes.get_ints("axes", (0, 2, 3)))
+        axes = sorted(a % len(x.shape) for a in match.root.attributes.get_ints("axes", _MVN_AXES))
         wide = op.Cast(x, to=int(ir.DataType.FLOAT)) if x.dtype in _NARROW else x
         centred, _ = _centred(op, wide, axes)
         spread = op.Sqrt(_mean(op, op.Mul(centred, centred), axes))
         return _like(op, op.Div(centred, op.Add(spread, number(_MVN_EPSILON, wide))), x)
+
+
+class NamedAxes(Rule):
+    """MeanVarianceNormalization(x) -> MeanVarianceNormalization(x, axes=(0, 2, 3))
+
+    Within a function ONNX Runtime forgets what is meant where no axes are given.
+    """
+
+    name = "named-axes"
+    opset = 9
+
+    def pattern(self, op: PatternBuilder, x: Any) -> Apply:
+        return op.MeanVarianceNormalization(x)
+
+    def rewrite(self, op: Builder, match: Match) -> ir.Value | None:
+        if "axes" in match.root.attributes:
+            return None
+        value: ir.Value = op.MeanVarianceNormalization(match.x, axes=_MVN_AXES)
+        return value
 
 
 def _group(op: Builder, match: Match, wide: ir.Value) -> ir.Value:

@@ -194,6 +194,9 @@ class Cpu(Target):
         """A module as OpenVINO knows it, without calls of functions, and as it is fastest."""
         made = module.clone()
         InlinePass()(made.model)
+        for node in made.nodes():  # it takes an input without a name for one that is not known
+            while node.inputs and node.inputs[-1] is None:
+                node.resize_inputs(len(node.inputs) - 1)
         if self.precision == "bf16":
             apply_rules(made, [SummedGroupNorm(_SUMMED)], Context())
         return made

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 
 from aigcc.targets.cpu.kernels import OWN_NAMES
+from aigcc.targets.cpu.quotients import fold_quotient, mend_quotient
 
-_LARGEST = float(np.finfo(np.float32).max)
+_FLOAT = float(np.finfo(np.float32).max)
+_LARGEST = {"bf16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).max), "f16": _FLOAT, "f32": _FLOAT}
 
 
 def read_model(core: Any, path: Path) -> Any:
@@ -126,16 +129,21 @@ def _restore_infinity(op: Any) -> None:
     from openvino import opset13
 
     result = op.output(0)
-    if result.get_element_type().get_type_name() != "f32":
+    kind = result.get_element_type()
+    if kind.get_type_name() not in _LARGEST:
         return
     users, names = list(result.get_target_inputs()), result.get_names()
+    wide = result if kind.get_type_name() == "f32" else opset13.convert(result, "f32").output(0)
+    largest = _LARGEST[kind.get_type_name()]
     if op.get_type_name() == "ReduceMax":
-        reached = opset13.less_equal(result, opset13.constant(np.float32(-_LARGEST)))
+        reached = opset13.less_equal(wide, opset13.constant(np.float32(-largest)))
         beyond = opset13.constant(np.float32(-np.inf))
     else:
-        reached = opset13.greater_equal(result, opset13.constant(np.float32(_LARGEST)))
+        reached = opset13.greater_equal(wide, opset13.constant(np.float32(largest)))
         beyond = opset13.constant(np.float32(np.inf))
-    right = opset13.select(reached, beyond, result).output(0)
+    right = opset13.select(reached, beyond, wide).output(0)
+    if wide != result:
+        right = opset13.convert(right, kind).output(0)
     for user in users:
         user.replace_source_output(right)
     result.get_tensor().set_names(set())
@@ -149,6 +157,8 @@ def _replace(op: Any, results: Sequence[Any]) -> None:
 
 
 _MENDS: dict[str, Callable[[Any], None]] = {
+    **dict.fromkeys(("Ceiling", "Convert", "Floor", "Round"), mend_quotient),
+    "Divide": fold_quotient,
     "MaxPool": _drop_empty_windows,
     "NonMaxSuppression": _keep_the_limit,
     "ReduceMax": _restore_infinity,

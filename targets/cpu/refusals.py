@@ -120,6 +120,24 @@ def _heads(node: ir.Node) -> str:
     return "the numbers of heads, axis 1 of its queries and keys, must be known" if is_open else ""
 
 
+def _causal_past(node: ir.Node) -> str:
+    """Without a mask it lets the first query see one key, however many are in the past."""
+    past = node.inputs[4] if len(node.inputs) > 4 else None
+    is_causal = bool(node.attributes.get_int("is_causal", 0))
+    return "is_causal counts no keys of the past" if is_causal and past is not None else ""
+
+
+def _ties(node: ir.Node) -> str:
+    """x / s as x * (1 / s) rounds the other way where it is half a number."""
+    if node.attributes.get_int("block_size", 0):
+        return ""
+    y = node.outputs[0]
+    is_grid = all(use.node.op_type == "DequantizeLinear" for use in y.uses())
+    if constant(node.inputs[1]) is not None and is_grid and not y.is_graph_output():
+        return ""
+    return "its scale must be a constant, and its integers be read by DequantizeLinear alone"
+
+
 def _rotary_cache(node: ir.Node) -> str:
     for value in node.inputs[1:3]:
         if value is None:
@@ -168,13 +186,13 @@ def _frame_step(node: ir.Node) -> str:
 
 
 _LOOKS: dict[str, tuple[Callable[[ir.Node], str], ...]] = {
-    "Attention": (_heads,),
+    "Attention": (_heads, _causal_past),
     "AveragePool": (_windows,),
     "Col2Im": (_image_dims,),
     "DequantizeLinear": (_blocks,),
     "LpPool": (_windows,),
     "MaxPool": (_windows,),
-    "QuantizeLinear": (_blocks,),
+    "QuantizeLinear": (_blocks, _ties),
     "RotaryEmbedding": (_rotary_cache,),
     "Scan": (_outer_values,),
     "Split": (_split,),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from aigcc.ir.module import Module
+from aigcc.passes.legal.windows import hidden_keys
 from aigcc.target import Problem, node_label
 from aigcc.targets.gpu.shapes import find_shape_inputs
 
@@ -56,6 +57,9 @@ def _of_node(node: ir.Node) -> Iterator[Problem]:
     ranks = [len(v.shape) if v is not None and v.shape is not None else 0 for v in node.inputs]
     if node.op_type == "MatMul" and 1 in ranks and max(ranks) > _MATRIX:
         yield Problem("a product of a vector and a stack of matrices", node_label(node), _SPELL)
+    if node.op_type == "Attention" and (missing := hidden_keys(node)):
+        message = f"the mask of an Attention is {missing} keys shorter than there are keys"
+        yield Problem(message, node_label(node), _SPELL)
     if node.op_type == "If":
         yield from _uneven_branches(node)
 

@@ -34,6 +34,7 @@ from aigcc.targets import worker
 from aigcc.targets.mobile.example import example_for
 from aigcc.targets.mobile.operators import names_in, required_operators, to_config
 from aigcc.targets.mobile.outline import write_outline
+from aigcc.targets.mobile.refusals import refusals
 
 CONFIG = "required_operators.config"
 TYPED_CONFIG = "required_operators_and_types.config"
@@ -123,6 +124,7 @@ class Mobile(Target):
         can = self.can
         problems = check_against(module, _with_conversions(can))
         problems.extend(_check_slots(module, can))
+        problems.extend(refusals(module))
         if self.format == "ort":
             problems.extend(self._check_ort(module))
         return problems

@@ -162,7 +162,14 @@ def _is_payload(slot: Slot) -> bool:
         return False
     if isinstance(slot.tensor, SparseTensor) and slot.value is not None:
         return True
-    return isinstance(slot.tensor, onnx_ir.ExternalTensor) or slot.tensor.nbytes > SMALL
+    is_large = slot.tensor.nbytes > SMALL or _is_listed(slot.tensor)
+    return isinstance(slot.tensor, onnx_ir.ExternalTensor) or is_large
+
+
+def _is_listed(tensor: onnx_ir.TensorProtocol) -> bool:
+    """Whether bits of floats are listed as integers, which some readers take for the numbers."""
+    listed = isinstance(tensor, onnx_ir.TensorProtoTensor) and tensor.raw.int32_data
+    return bool(listed) and tensor.dtype.is_floating_point()
 
 
 def hold(model: onnx_ir.Model, *paths: Path) -> None:
