@@ -22,7 +22,6 @@ from aigcc.artifact import (
     write_manifest,
 )
 from aigcc.errors import CompileError, ModelError, TargetError, VerifyError
-from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.ir.names import name_apart
 from aigcc.ir.verify import verify as verify_module
@@ -34,9 +33,9 @@ from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
 from aigcc.pipeline.text import format, parse
 from aigcc.provenance import PROVENANCE, folders, origins, stripped, without_folders
 from aigcc.quality import Suspects, count_calibrated, measure
+from aigcc.reference import Reference
 from aigcc.report.page import write_report
 from aigcc.report.program import describe_program, stored_bytes
-from aigcc.runtime import OrtSession
 from aigcc.samples import Samples, load_samples
 from aigcc.samples import Source as SampleSource
 from aigcc.synthetic import vocabulary
@@ -429,7 +428,7 @@ def _here(target: Target, module: Module, ctx: Context) -> Session | None:
 def _before_lowering(module: Module, ctx: Context) -> Session | None:
     """The module that was lowered, in ONNX Runtime: the best that can be run here of a program."""
     try:
-        return OrtSession(exact(module), optimise=False, threads=ctx.threads)
+        return Reference(module, ctx.threads, rounds=True)
     except CompileError as error:
         ctx.note(None, f"the outputs cannot be compared on this machine: {error.what}")
         return None

@@ -1,4 +1,4 @@
-"""Modules whose products of integers ONNX Runtime computes exactly, whatever the processor."""
+"""Modules that ONNX Runtime computes exactly, whatever the processor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.ir.weights import constant, derive
 from aigcc.kernels import inexact_nodes
+from aigcc.narrow import computes_in_bfloat16, in_float32
 from aigcc.pipeline.rules import Builder
 from aigcc.runtime import OrtSession
 
@@ -32,13 +33,20 @@ _PLACES: Mapping[str, tuple[tuple[int, int], ...]] = {
 }
 
 
-def exact(module: Module) -> Module:
-    """The module, or where this machine would clip its products a copy that computes the same.
+def exact(module: Module, *, rounds: bool = False) -> Module:
+    """The module, or a copy where ONNX Runtime would clip its products or has no kernels for it.
 
+    bfloat16, for which it has next to none, is computed in float32 (see `in_float32`).
     Factors of int8 are read as uint8, 128 higher, and so are their zero points: the kernels for
     two factors of uint8 do not clip. It is for running without optimisations; what ONNX Runtime
     makes of Q/DQ when it rewrites a module is left to it.
+
+    Args:
+        module: It is left as it is.
+        rounds: Whether float32 in the place of bfloat16 is rounded as that is.
     """
+    if computes_in_bfloat16(module):
+        module = in_float32(module, rounds=rounds)
     if not inexact_nodes(module):
         return module
     made = module.clone()
@@ -53,7 +61,9 @@ def exact(module: Module) -> Module:
     return made
 
 
-def open_exact(module: Module, threads: int | None = None, *, integers: bool = False) -> OrtSession:
+def open_exact(
+    module: Module, threads: int | None = None, *, integers: bool = False, rounds: bool = False
+) -> OrtSession:
     """A module in ONNX Runtime with its optimisations, but without kernels that clip here.
 
     Args:
@@ -61,8 +71,9 @@ def open_exact(module: Module, threads: int | None = None, *, integers: bool = F
         threads: As for `OrtSession`.
         integers: Whether what stands between Q/DQ may be rewritten to kernels of integers, which
             round activations that no Q/DQ rounds, too; not where they would clip.
+        rounds: As for `exact`.
     """
-    made = exact(module)
+    made = exact(module, rounds=rounds)
     allowed = integers and not inexact_nodes(made, optimise=True)
     return OrtSession(made, integers=allowed, threads=threads)
 

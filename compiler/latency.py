@@ -12,10 +12,11 @@ from aigcc.benchmark import Timing, interleave
 from aigcc.errors import CompileError
 from aigcc.figures import seconds
 from aigcc.ir.module import Module
+from aigcc.narrow import has_narrow, in_float32
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse
-from aigcc.runtime import OrtSession
+from aigcc.runtime import NoKernelError, OrtSession
 from aigcc.samples import Samples
 from aigcc.target import Feeds, NodeTime, Session, Target
 
@@ -24,6 +25,8 @@ Calls = dict[str, Callable[[], object]]
 _BEFORE, _AFTER = "before", "after"
 _SHARE = 0.3  # of a call from which on what is not the model's is worth a word
 _ROWS = 30  # nodes that are listed
+
+_STAND_IN = "the original computed in float32: ONNX Runtime has no kernels for its narrow floats"
 
 # A program that computes next to nothing: what it takes is the runtime's own.
 _NOTHING = """<ir_version: 10, opset_import: ["" : 20]>
@@ -41,6 +44,7 @@ class Latency:
         own: Seconds that each call of the runtime takes, whatever it computes; None if unknown.
         nodes: Where the time goes, longest first, where the runtime tells.
         machine: The processor.
+        stand_in: What was timed in the place of the original, which ONNX Runtime does not run.
     """
 
     before: Timing
@@ -49,6 +53,7 @@ class Latency:
     own: float | None
     nodes: list[NodeTime]
     machine: str
+    stand_in: str = ""
 
     def describe(self, target: str) -> dict[str, Any]:
         """The facts that the manifest keeps."""
@@ -57,6 +62,8 @@ class Latency:
     def notes(self, target: str) -> Iterator[str]:
         """What has to be known of these figures, a sentence each."""
         after = self.after
+        if self.stand_in:
+            yield f"before is {self.stand_in}"
         if is_slower(after):
             spread = f"{after.ratio_low:.2f} to {after.ratio_high:.2f}"
             said = f"{target} takes {after.ratio:.2f}x the time of ONNX Runtime with the original "
@@ -86,7 +93,7 @@ def measure_latency(
     samples: Samples,
     threads: int | None = None,
 ) -> Latency | None:
-    """Time a program and its original in turn; None where the program cannot run here.
+    """Time a program and its original in turn; None where one of them cannot run here.
 
     Raises:
         CompileError: one of them fails.
@@ -97,21 +104,26 @@ def measure_latency(
     if session is None:
         return None
     feeds = next(iter(samples))
-    reference = OrtSession(original, optimise=True, threads=threads)
+    try:
+        reference, stand_in = OrtSession(original, threads=threads), ""
+    except NoKernelError:
+        if not has_narrow(original):
+            return None
+        reference, stand_in = OrtSession(in_float32(original), threads=threads), _STAND_IN
     calls: Calls = {_BEFORE: lambda: reference.run(feeds), _AFTER: lambda: session.run(feeds)}
     timings = interleave(calls)
     if is_slower(timings[_AFTER]):
         others = _others(original, target, feeds, threads)
         if others:
             timings = interleave({**calls, **others})
+    both = timings[_BEFORE], timings[_AFTER]
     found = {name: timing for name, timing in timings.items() if name not in (_BEFORE, _AFTER)}
     with contextlib.suppress(CompileError):  # how long it takes is known without it
         nodes = target.profile(folder, entry, feeds, threads)
         nodes = sorted(nodes, key=lambda node: -node.seconds)[:_ROWS]
-        return Latency(
-            timings[_BEFORE], timings[_AFTER], found, _own(target, threads), nodes, processor()
-        )
-    return Latency(timings[_BEFORE], timings[_AFTER], found, None, [], processor())
+        own = _own(target, threads)
+        return Latency(*both, found, own, nodes, processor(), stand_in)
+    return Latency(*both, found, None, [], processor(), stand_in)
 
 
 def _own(target: Target, threads: int | None) -> float | None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -18,13 +18,13 @@ from aigcc.analysis.calibration.cache import digest_of
 from aigcc.analysis.damage import Damage, check_outputs
 from aigcc.analysis.metrics import OutputError, compare_outputs
 from aigcc.errors import CompileError, TargetError
-from aigcc.exact import exact, open_exact
+from aigcc.figures import number
 from aigcc.ir.module import Module
 from aigcc.options import show
 from aigcc.pipeline.bisect import find_first_wrong
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassRun
-from aigcc.runtime import OrtSession
+from aigcc.reference import Reference, rounded_otherwise
 from aigcc.samples import Samples, refuse_empty
 from aigcc.sizes import Elsewhere, compare_elsewhere
 from aigcc.target import Session, Target
@@ -46,6 +46,7 @@ class Quality:
         count: Samples.
         seconds: Of the last run of the original.
         failure: Why the program gave no outputs that compare for the last sample.
+        reference: What stood in for the original, and why; empty where nothing had to.
         is_lowered: Whether the program itself ran, and not the module that was lowered to it.
         rounding: By output that a program with other roundings than the original's gets as wrong:
             the relative error of such a one.
@@ -61,6 +62,7 @@ class Quality:
     count: int = 0
     seconds: float = 0.0
     failure: CompileError | None = None
+    reference: str = ""
     is_lowered: bool = True
     rounding: dict[str, float] = dataclasses.field(default_factory=dict)
     damage: Damage | None = None
@@ -135,8 +137,10 @@ class Quality:
 
     def describe(self, samples: Samples) -> dict[str, Any]:
         """The facts that the manifest keeps."""
+        facts = samples.describe()
         return {
-            **samples.describe(),
+            **facts,
+            "notes": [*facts["notes"], *self._notes()],
             "count": self.count,
             "sizes": [other.sizes for other in self.elsewhere],
             "bounds": [] if self.damage is None else self.damage.bounds(),
@@ -151,6 +155,17 @@ class Quality:
                 for row in self.worst.values()
             ],
         }
+
+    def _notes(self) -> Iterator[str]:
+        if self.reference:
+            yield f"compared with {self.reference}"
+        for name, error in self.rounding.items():
+            off = f"puts {name} off by {number(error, '.2g')}"
+            if self.reference:
+                yield f"the original's own rounding {off}"
+            else:
+                more = "give real inputs with --samples"
+                yield f"rounding alone {off}, so this figure says nothing; {more}"
 
 
 def measure(
@@ -174,7 +189,8 @@ def measure(
     if budget is not None:
         check_outputs(budget, original)
     quality = Quality(damage=None if budget is None else Damage(budget))
-    reference = OrtSession(exact(original), optimise=False, threads=threads)
+    reference = Reference(original, threads)
+    quality.reference = reference.note
     for feeds in samples:
         started = time.perf_counter()
         expected = samples.run(reference, feeds)
@@ -192,10 +208,10 @@ def measure(
 
 
 def rounding_of(output: str, original: Module, samples: Samples, sample: int) -> float:
-    """How far ONNX Runtime's own rewrites put an output of a model off, for one sample."""
+    """How far other roundings than the reference's put an output of a model off, for one sample."""
     feeds = next(islice(iter(samples), sample, None))
-    right = OrtSession(exact(original), optimise=False).run(feeds)
-    other = open_exact(original, integers=True).run(feeds)
+    right = Reference(original).run(feeds)
+    other = rounded_otherwise(original).run(feeds)
     (row,) = compare_outputs({output: right[output]}, {output: other[output]})
     return row.relative
 

@@ -32,8 +32,13 @@ _RAW = frozenset({"BFLOAT16", "INT2", "UINT2", "INT4", "UINT4", "FLOAT4E2M1"})
 
 # The ways in which ONNX Runtime's messages name a node.
 _NODE = re.compile(r"(?:Name:'|with name '|Node \(|in node \()(?P<name>[^')]+)")
+_NARROW_HINT = "where it is for want of bfloat16 or float16, the pass to-fp32 helps"
 _CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _SOURCE = re.compile(r"\S+\.(?:cc|h):\d+ .*?\) (?:const )?(?=\S)")
+
+
+class NoKernelError(CompileError):
+    """ONNX Runtime has no kernel for a node's types."""
 
 
 class OrtSession:
@@ -53,7 +58,8 @@ class OrtSession:
         profile: The beginning of a file's name, for how long nodes take; see `end_profile`.
 
     Raises:
-        CompileError: ONNX Runtime refuses the model; names the node where its message does.
+        CompileError: ONNX Runtime refuses the model; names the node where its message does. A
+            `NoKernelError` where it has no kernel for that.
     """
 
     def __init__(
@@ -212,9 +218,11 @@ def explained(where: str) -> Iterator[None]:
     except _ERRORS as error:
         text = str(error).strip()
         node = _NODE.search(text)
-        raise CompileError(
+        kind = NoKernelError if isinstance(error, state.NotImplemented) else CompileError
+        raise kind(
             "ONNX Runtime: " + _SOURCE.sub("", _CODE.sub("", text)).replace("\n", " "),
             at=f"{where}, node {node['name']!r}" if node else where,
+            hint=_NARROW_HINT if kind is NoKernelError else None,
         ) from None
 
 

@@ -24,6 +24,8 @@ Feeds = Mapping[str, np.ndarray]
 
 _TABLE = "capabilities.toml"
 _SCHEMES = "quantize.toml"
+_NARROW = frozenset({"bfloat16", "float16"})
+_NARROW_HINT = "let the pipeline begin with to-fp32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +290,8 @@ def check_against(module: Module, can: Capabilities) -> list[Problem]:
             dtype = value.dtype.name.lower()
             if dtype not in (dtypes or can.dtypes):
                 message = f"{key} has no {dtype} kernel, and {value.name!r} is {dtype}"
-                problems.append(Problem(message, node=node_label(node)))
+                hint = _NARROW_HINT if dtype in _NARROW else ""
+                problems.append(Problem(message, node=node_label(node), hint=hint))
                 break
     return problems
 

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassManager
-from aigcc.runtime import OrtSession
+from aigcc.reference import Reference
 from aigcc.synthetic import synthetic_feeds
 
 
@@ -54,7 +53,7 @@ def assert_same_outputs(
     Raises:
         AssertionError: an output differs, or is missing.
     """
-    sessions = [OrtSession(exact(module), optimise=False) for module in (before, after)]
+    sessions = [Reference(module) for module in (before, after)]
     for feeds in synthetic_feeds(before, count=count):
         old, new = (session.run(feeds) for session in sessions)
         assert list(old) == list(new)

@@ -12,7 +12,7 @@ from aigcc.analysis.metrics import compare_outputs
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.pipeline.context import Context
-from aigcc.runtime import OrtSession
+from aigcc.reference import Reference
 
 Unit = TypeVar("Unit")
 
@@ -56,7 +56,7 @@ class Sensitive(Generic[Unit]):
         is_measured = ctx.samples is not None and ctx.target is not None and not _is_random(module)
         self._feeds = list(itertools.islice(ctx.samples or (), _SAMPLES)) if is_measured else []
         if self._feeds:
-            session = OrtSession(module, optimise=False, threads=ctx.threads)
+            session = Reference(module, ctx.threads)
             self._wanted = [session.run(feeds) for feeds in self._feeds]
 
     def find(self, units: Sequence[Unit]) -> list[Unit]:
@@ -99,7 +99,7 @@ class Sensitive(Generic[Unit]):
         self._runs += 1
         self._ctx.progress("looking for what has to stay float32", min(self._runs / _RUNS, 1.0))
         try:
-            session = OrtSession(self._make(units), optimise=False, threads=self._ctx.threads)
+            session = Reference(self._make(units), self._ctx.threads, rounds=True)
             rows = [
                 row
                 for feeds, wanted in zip(self._feeds, self._wanted, strict=True)

@@ -248,12 +248,6 @@ def show_quality(quality: dict[str, Any]) -> None:
             line(f"note: {o['name']} is empty for all samples, so nothing is known of it")
         if o["not_finite"]:
             line(f"note: {o['not_finite']} values of {o['name']} are NaN or infinite in both")
-        if o["rounding"] is not None:
-            error = number(o["rounding"], ".2g")
-            line(
-                f"note: rounding alone puts {o['name']} off by {error}, so this figure says "
-                "nothing; give real inputs with --samples"
-            )
 
 
 def _measures(output: dict[str, Any]) -> tuple[str, ...]:

@@ -271,7 +271,7 @@ def compare(
             raise typer.BadParameter("--psnr and --tolerance judge outputs, and --layers nodes")
         _compare_layers(a, b, samples, sort, top, data_root, json=json)
         return
-    module, first = _open(a, jobs, data_root)
+    module, first = _open(a, jobs, data_root, rounds=False)
     other, second = _open(b, jobs, data_root)
     feeds = load_samples(samples, min(module, other, key=_count_dynamic))
     rows: list[dict[str, Any]] = []
@@ -398,18 +398,34 @@ def _load(program: str, roots: list[Path] | None) -> Module:
 
 
 def _open(
-    program: str, threads: int | None, roots: list[Path] | None, *, optimise: bool = False
+    program: str,
+    threads: int | None,
+    roots: list[Path] | None,
+    *,
+    optimise: bool = False,
+    rounds: bool = True,
 ) -> tuple[Module, Session]:
-    """A program's signature, and the program ready to run."""
+    """A program's signature, and the program ready to run.
+
+    Args:
+        program: An artifact's folder or a model.
+        threads: For the runtime.
+        roots: Folders of data.
+        optimise: Whether ONNX Runtime may rewrite a model.
+        rounds: Whether a model rounds to narrow floats where ONNX Runtime cannot compute in them.
+    """
     from aigcc.artifact import Artifact
     from aigcc.driver import load
+    from aigcc.reference import Reference
     from aigcc.runtime import OrtSession
     from aigcc.targets import make_target
 
     folder = Path(program)
     if not folder.is_dir():
         module = load(program, roots=roots or ())
-        return module, OrtSession(module, optimise=optimise, threads=threads)
+        if optimise:
+            return module, OrtSession(module, threads=threads)
+        return module, Reference(module, threads, rounds=rounds)
     artifact = Artifact.load(folder)
     target = make_target(artifact.manifest["target"])
     session = target.session(folder, artifact.entry, threads)

@@ -215,21 +215,20 @@ def _compare(
     Raises:
         CompileError: further than `tolerance`, or it does not run.
     """
-    from aigcc.exact import exact
     from aigcc.quality import count_calibrated, measure
-    from aigcc.runtime import OrtSession
+    from aigcc.reference import Reference
     from aigcc.samples import load_samples
 
     try:
         feeds = ctx.samples or load_samples(None, original).fitted(original)
-        OrtSession(exact(original), optimise=False).run(next(iter(feeds)))
+        Reference(original).run(next(iter(feeds)))
     except CompileError as error:
         if ctx.samples is not None:
             raise
         ctx.note(None, f"the outputs are not compared: {error.what}")
         return None
     deployed = None if ctx.target is None else ctx.target.open(module)
-    session = deployed or OrtSession(exact(module), optimise=False)
+    session = deployed or Reference(module, rounds=True)
     quality = measure(original, session, feeds)
     quality.calibrated = count_calibrated(ctx)
     wrong = quality.unexplained(tolerance, original, feeds)

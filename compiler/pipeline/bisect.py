@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 
 from aigcc.analysis.metrics import compare_outputs
 from aigcc.errors import CompileError
-from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.pipeline.context import Context, Remark
 from aigcc.pipeline.manager import Pass, PassManager
-from aigcc.runtime import OrtSession
+from aigcc.reference import Reference
 from aigcc.samples import Samples, refuse_empty
 from aigcc.target import Target
 
@@ -69,14 +68,14 @@ def find_first_wrong(
         CompileError: the module does not run before the first pass, or its outputs are empty.
     """
     feeds = next(iter(samples))
-    reference = OrtSession(exact(module), optimise=False).run(feeds)
+    reference = Reference(module).run(feeds)
     refuse_empty(sum(array.size for array in reference.values()), samples.source)
 
     def attempt(passes: Sequence[Pass], limit: int | None = None) -> _Attempt:
         trial, ctx = module.clone(), Context(target=target, samples=samples, limit=limit)
         try:
             PassManager(passes).run(trial, ctx)
-            outputs = OrtSession(exact(trial), optimise=False).run(feeds)
+            outputs = Reference(trial, rounds=True).run(feeds)
             rows = compare_outputs(reference, outputs)
         except CompileError as error:
             return _Attempt(math.inf, ctx, str(error))

@@ -149,11 +149,7 @@ def _notes(quality: Mapping[str, Any]) -> list[str]:
         name = output["name"]
         if output["not_finite"]:
             notes.append(f"{output['not_finite']} values of {name} are NaN or infinite in both.")
-        if output["rounding"] is not None:
-            notes.append(
-                f"Rounding alone puts {name} off by {number(output['rounding'], '.2g')}, so its "
-                "figures say nothing; give real inputs with --samples."
-            )
+    notes += [f"{note[0].upper()}{note[1:]}." for note in quality.get("notes", [])]
     return notes
 
 

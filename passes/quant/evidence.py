@@ -15,14 +15,13 @@ from aigcc.analysis.budget import Budget
 from aigcc.analysis.calibration.cache import digest_of, digest_with
 from aigcc.analysis.calibration.calibrate import Calibration
 from aigcc.cache import cache_folder
-from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.passes.quant.latency import machine
 from aigcc.passes.quant.memory import Memory
 from aigcc.passes.quant.quantise import Method, Place, calibrated, channels_of, ranges
 from aigcc.passes.quant.region import RangeOf, Tuning
 from aigcc.pipeline.context import Context
-from aigcc.runtime import OrtSession
+from aigcc.reference import Reference
 from aigcc.samples import Feeds, Samples, refuse_empty
 
 _SAMPLES = 8
@@ -106,7 +105,7 @@ class Evidence:
         ctx.calibration = calibrated(module, places, ctx)
         positions = ctx.samples.spaced(_SAMPLES)
         feeds = list(ctx.samples.at(positions))
-        original = OrtSession(exact(module), optimise=False, threads=ctx.threads)
+        original = Reference(module, ctx.threads)
         expected = [original.run(sample) for sample in feeds]
         refuse_empty(sum(a.size for made in expected for a in made.values()), ctx.samples.source)
         return cls(

@@ -13,7 +13,6 @@ from pathlib import Path
 from aigcc.analysis.damage import Damage
 from aigcc.benchmark import interleave
 from aigcc.errors import CompileError
-from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.ir.slots import slots
 from aigcc.options import show
@@ -21,7 +20,7 @@ from aigcc.passes.quant.evidence import Evidence, Fold
 from aigcc.passes.quant.quantise import FULL, PRECISION, places, quantise
 from aigcc.passes.quant.readback import read_back
 from aigcc.pipeline.context import Context
-from aigcc.runtime import OrtSession
+from aigcc.reference import Reference
 from aigcc.target import Session, Target, node_label
 
 _SECONDS = 4.0
@@ -190,7 +189,7 @@ class Trials:
 
     def _open(self, module: Module) -> Session:
         session = self._target.open(module, self._ctx.threads)
-        return session or OrtSession(exact(module), optimise=False, threads=self._ctx.threads)
+        return session or Reference(module, self._ctx.threads, rounds=True)
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ class Jetson(Target):
             return problems
         hint = "jetson(precision=fp16) takes models of float16, and computes sums in float32"
         return [
-            dataclasses.replace(problem, hint=hint) if "float16" in problem.message else problem
+            dataclasses.replace(problem, hint=hint) if " float16" in problem.message else problem
             for problem in problems
         ]
 

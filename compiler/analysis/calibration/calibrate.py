@@ -17,7 +17,6 @@ from aigcc.analysis.calibration.run import Run
 from aigcc.analysis.calibration.statistics import Statistics
 from aigcc.analysis.streaming.stream import Stream
 from aigcc.errors import ArtifactError, CompileError, SampleError, did_you_mean
-from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.samples import Samples
 
@@ -121,7 +120,6 @@ def calibrate(
             infinite for another reason than a constant that is.
         ArtifactError: the cache cannot be written.
     """
-    module = exact(module)
     chosen = sorted(set(moments))
     axes = {**dict.fromkeys(chosen), **values}
     edges = () if buckets is None else buckets.find_edges(samples)

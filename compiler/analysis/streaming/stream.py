@@ -18,6 +18,7 @@ import onnxruntime as ort
 from aigcc.analysis.streaming.plan import Segment, constants_of, cut, value_bytes
 from aigcc.analysis.streaming.values import WeightStore, own, to_numpy, to_ort, trim
 from aigcc.errors import CompileError, did_you_mean
+from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.ir.slots import slots
 from aigcc.runtime import explained
@@ -35,10 +36,11 @@ _KIND = re.compile(r"(tensor|seq|optional)\((.+)\)")
 class Stream:
     """Runs a module in ONNX Runtime and hands out its values as they are made.
 
-    The main graph is cut into segments, each a session of its own without optimisations, so that
-    the values of one segment are handed out and dropped before the next one runs. Weights are read
-    where they lie, in mapped files. A value is the same, bit by bit, wherever the cuts are, and
-    for any number of threads that run the stream at once: each run uses one.
+    What runs is what `aigcc.exact` makes of it. The main graph is cut into segments, each a session
+    of its own without optimisations, so that the values of one segment are handed out and dropped
+    before the next one runs. Weights are read where they lie, in mapped files. A value is the same,
+    bit by bit, wherever the cuts are, and for any number of threads that run the stream at once:
+    each run uses one.
 
     Memory: what `limit` allows, the largest node's inputs and outputs, and what still has a reader.
 
@@ -52,7 +54,7 @@ class Stream:
     """
 
     def __init__(self, module: Module, wanted: Iterable[str], *, limit: int = LIMIT) -> None:
-        self._module = module.clone()
+        self._module = exact(module).clone()
         self._where = str(module.path or "module")
         self._limit = limit
         self._constants = constants_of(self._module)
