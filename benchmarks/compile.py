@@ -26,6 +26,7 @@ from aigcc.analysis.metrics import compare_outputs
 from aigcc.benchmark import Timing, interleave
 from aigcc.driver import load
 from aigcc.errors import CompileError
+from aigcc.machine import describe_processor
 from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
 from aigcc.targets import make_target
@@ -161,6 +162,7 @@ def _count(path: Path) -> tuple[int, int]:
 
 def _print(name: str, model: Path, rows: list[Row]) -> None:
     print(f"\n## {name}: {MODELS[name]}, random weights, synthetic inputs\n")
+    print(f"On {describe_processor()}.\n")
     print("| tool | nodes | contrib | seconds | peak anonymous MB | latency ms | ratio | error |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:

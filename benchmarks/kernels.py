@@ -21,6 +21,7 @@ import onnx_ir as ir
 from aigcc.benchmark import Timing, interleave
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
+from aigcc.machine import describe_processor
 from aigcc.passes.legalize import Legalize
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     arguments = parser.parse_args()
     threads = [int(count) for count in arguments.threads.split(",")]
+    print(f"On {describe_processor()}.\n")
     print("| preference | case | " + " | ".join(f"threads: {n}" for n in threads) + " |")
     print("|---|---|" + "---|" * len(threads))
     for name in arguments.only.split(","):

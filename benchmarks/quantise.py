@@ -34,6 +34,7 @@ from quantise_tools import Tool, make_venv, precisions, tools_for
 
 from aigcc.benchmark import Timing, interleave
 from aigcc.errors import CompileError
+from aigcc.machine import describe_processor
 from aigcc.runtime import OrtSession
 from aigcc.target import Session
 from aigcc.targets import make_target
@@ -241,6 +242,7 @@ def _print(name: str, model: Model, prepared: Prepared, rows: list[Row]) -> None
     print(
         f"\n## {name}: {model.note}; {counts[0]} samples calibrate, {counts[1]} others evaluate\n"
     )
+    print(f"On {describe_processor()}.\n")
     heads = ["tool", "valid", "latency ms", "ratio (quartiles)", "to NNCF", "SQNR dB"]
     heads += [model.metric[0]] if model.metric else []
     heads += ["MB", "build s", "peak anonymous MB", "nodes by precision", "most time in"]

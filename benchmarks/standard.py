@@ -33,6 +33,14 @@ from standard.survey import WORKER, Finding, survey  # noqa: E402
 from standard.variants import VARIANTS  # noqa: E402
 
 PEERS = ("onnxsim", "onnxslim", "onnxscript")
+_NAMES = (
+    (r", and '[^']*' is \w+", ""),
+    (r"\b(input|output) '[^']*'", r"\1"),
+    (r"^'[^']*' is no tensor", "an input or output is no tensor"),
+    (r"the type of \S+ is", "a type is"),
+)
+"""Names of values in reasons, and what they are here."""
+
 SAME = "canonicalize,fuse"
 """What the peers are compared with."""
 
@@ -184,10 +192,16 @@ def _reasons(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def _parts(why: str) -> set[str]:
-    """The reasons in a message, without the nodes that it names."""
+    """The reasons in a message, without the nodes and values that it names."""
     why = re.sub(r", \d+ of them, such as node '[^']*'", "", why)
     why = why.removeprefix("the module cannot become torch: ")
-    return {re.sub(r"\s+", " ", part).replace("|", "\\|") for part in why.split("; ")}
+    return {_plain(part) for part in re.split(r"; (?!or )", why)}
+
+
+def _plain(reason: str) -> str:
+    for pattern, plain in _NAMES:
+        reason = re.sub(pattern, plain, reason)
+    return re.sub(r"\s+", " ", reason).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import sys
 from compile import CACHE, MODELS, export
 from process import Finished, run
 
+from aigcc.machine import describe_processor
+
 PASSES = "convert-opset(version=21),insert-qdq(scheme={})"
 ROWS = {
     "w8": ["-p", PASSES.format("w8")],
@@ -59,6 +61,7 @@ def main() -> None:
     shutil.rmtree(out)
     size = sum(file.stat().st_size for file in files)
     print(f"\n## {arguments.model}: {MODELS[arguments.model]}, {size / 1e9:.2f} GB\n")
+    print(f"On {describe_processor()}.\n")
     print("| | seconds | ratio to cp and sync | peak anonymous MB | GB written |")
     print("|---|---|---|---|---|")
     for name, runs in found.items():

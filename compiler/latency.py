@@ -12,6 +12,7 @@ from aigcc.benchmark import Timing, interleave
 from aigcc.errors import CompileError
 from aigcc.figures import seconds
 from aigcc.ir.module import Module
+from aigcc.machine import describe_processor
 from aigcc.narrow import has_narrow, in_float32
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
@@ -98,8 +99,6 @@ def measure_latency(
     Raises:
         CompileError: one of them fails.
     """
-    from aigcc.passes.quant.latency import processor
-
     session = target.session(folder, entry, threads)
     if session is None:
         return None
@@ -122,8 +121,8 @@ def measure_latency(
         nodes = target.profile(folder, entry, feeds, threads)
         nodes = sorted(nodes, key=lambda node: -node.seconds)[:_ROWS]
         own = _own(target, threads)
-        return Latency(*both, found, own, nodes, processor(), stand_in)
-    return Latency(*both, found, None, [], processor(), stand_in)
+        return Latency(*both, found, own, nodes, describe_processor(), stand_in)
+    return Latency(*both, found, None, [], describe_processor(), stand_in)
 
 
 def _own(target: Target, threads: int | None) -> float | None:

@@ -312,6 +312,7 @@ def doctor(json: Json = False) -> None:
 
     Example: `aigcc doctor`
     """
+    from aigcc.machine import describe_processor
     from aigcc.targets import TARGETS
 
     packages = (
@@ -330,10 +331,11 @@ def doctor(json: Json = False) -> None:
         name: [dataclasses.asdict(r) for r in TARGETS[name]().requirements()] for name in TARGETS
     }
     if json:
-        as_json({"python": platform.python_version(), "packages": versions, "targets": needs})
+        facts = {"python": platform.python_version(), "processor": describe_processor()}
+        as_json({**facts, "packages": versions, "targets": needs})
         return
     table(
-        f"Python {platform.python_version()} in {sys.prefix}",
+        f"Python {platform.python_version()} in {sys.prefix}\n{describe_processor()}",
         ["package", "version"],
         [(name, version or "not installed") for name, version in versions.items()],
     )

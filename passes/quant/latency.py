@@ -7,10 +7,8 @@ import functools
 import hashlib
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -18,6 +16,7 @@ from aigcc.benchmark import interleave
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.kernels import inexact
+from aigcc.machine import processor
 from aigcc.options import show
 from aigcc.passes.quant.isolate import isolate, noise_for
 from aigcc.passes.quant.memory import Memory
@@ -154,13 +153,3 @@ def machine() -> str:
     """
     wrong = [dataclasses.astuple(product) for product in sorted(inexact(optimise=True))]
     return f"{processor()} {wrong}"
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
