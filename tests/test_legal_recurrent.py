@@ -137,3 +137,12 @@ g ({x} x, float[1,2,3] w, float[1,2,2] r) => (y) {{ y, h = RNN <{attributes}> (x
     ctx = Context()
     assert apply_rules(made, [Unrolled()], ctx) == 0
     assert reason in str(ctx.remarks)
+
+
+def test_an_output_without_a_name_gives_none_to_what_takes_its_place() -> None:
+    module = Module.parse("""<ir_version: 9, opset_import: ["" : 20]>
+g (float[3,1,2] x, float[1,12,2] w, float[1,12,3] r) => (float[1,1,3] last) {
+  "", last, cell = LSTM <hidden_size = 3> (x, w, r) }""")
+    infer_shapes(module.model)
+    assert apply_rules(module, [Unrolled()], Context()) == 1
+    assert all(value.name != "" for node in module.nodes() for value in node.outputs)

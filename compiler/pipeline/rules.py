@@ -412,7 +412,8 @@ def replace_value(
         for user, position in tuple(old.uses()):
             user.replace_input_with(position, new)
         new = keep.outputs[0]
-    name, rename = old.name, fresh or (old.is_graph_output() and not new.is_graph_output())
+    shown = old.is_graph_output() and not new.is_graph_output()
+    name, rename = old.name, bool(old.name) and (fresh or shown)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     if rename:
         old.name = None
