@@ -21,7 +21,9 @@ from aigcc.artifact import (
     staged,
     write_manifest,
 )
+from aigcc.deployed import open_before_lowering, open_here, open_program
 from aigcc.errors import CompileError, ModelError, TargetError, VerifyError
+from aigcc.ir.draws import count_draws
 from aigcc.ir.module import Module
 from aigcc.ir.names import name_apart
 from aigcc.ir.verify import verify as verify_module
@@ -33,13 +35,12 @@ from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
 from aigcc.pipeline.text import format, parse
 from aigcc.provenance import PROVENANCE, folders, origins, stripped, without_folders
 from aigcc.quality import Suspects, count_calibrated, measure
-from aigcc.reference import Reference
 from aigcc.report.page import write_report
 from aigcc.report.program import describe_program, stored_bytes
 from aigcc.samples import Samples, load_samples
 from aigcc.samples import Source as SampleSource
 from aigcc.synthetic import vocabulary
-from aigcc.target import Session, Target
+from aigcc.target import Target
 
 if TYPE_CHECKING:
     import torch
@@ -259,9 +260,9 @@ def build(
             (staging / PROVENANCE).write_text(to_json(known) + "\n", "utf-8")
         quality = session = None
         if verify == "numeric":
-            session = target.session(staging, lowered.entry, threads)
+            session = open_program(target, module, staging, lowered, ctx)
             is_lowered = session is not None
-            session = session or _here(target, module, ctx) or _before_lowering(module, ctx)
+            session = session or open_here(target, module, ctx) or open_before_lowering(module, ctx)
         if session is not None:
             progress("comparing with the original", 0.0)
             quality = measure(original, session, feeds, threads, ctx.budget, inputs=module.inputs)
@@ -303,6 +304,7 @@ def build(
             **describe_program(original, module, pipeline, runs),
             "quality": described,
             "latency": None if timing is None else timing.describe(target.name),
+            "draws": count_draws(module),
             "facts": {**lowered.facts, **_counted(lowered.precision)},
             "remarks": [dataclasses.asdict(r) for r in ctx.remarks if r.kind != "applied"],
             "rewrites": dict(sorted(ctx.rewrites.items())),
@@ -415,23 +417,6 @@ def _refuse_problems(target: Target, module: Module, pipeline: Sequence[Pass]) -
         at="\n      ".join(shown),
         hint="; ".join(hints[:3]) or "put other operators in the place of these",
     )
-
-
-def _here(target: Target, module: Module, ctx: Context) -> Session | None:
-    """The module as the target computes it, made for this machine; None where that cannot be."""
-    session = target.open(module, ctx.threads)
-    if session is not None:
-        ctx.note(None, "compared by the same program, made for this machine")
-    return session
-
-
-def _before_lowering(module: Module, ctx: Context) -> Session | None:
-    """The module that was lowered, in ONNX Runtime: the best that can be run here of a program."""
-    try:
-        return Reference(module, ctx.threads, rounds=True)
-    except CompileError as error:
-        ctx.note(None, f"the outputs cannot be compared on this machine: {error.what}")
-        return None
 
 
 def _bisect_command(

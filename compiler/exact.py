@@ -1,4 +1,4 @@
-"""Modules that ONNX Runtime computes exactly, whatever the processor."""
+"""Modules that ONNX Runtime computes exactly, whatever the processor, and alike in each run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from aigcc.ir.names import Names
 from aigcc.ir.weights import constant, derive
 from aigcc.kernels import inexact_nodes
 from aigcc.narrow import computes_in_bfloat16, in_float32
+from aigcc.noise import equal_noise
 from aigcc.pipeline.rules import Builder
 from aigcc.runtime import OrtSession
 
@@ -36,6 +37,7 @@ _PLACES: Mapping[str, tuple[tuple[int, int], ...]] = {
 def exact(module: Module, *, rounds: bool = False) -> Module:
     """The module, or a copy where ONNX Runtime would clip its products or has no kernels for it.
 
+    Where it draws random numbers the copy draws equal ones in each run (see `equal_noise`).
     bfloat16, for which it has next to none, is computed in float32 (see `in_float32`).
     Factors of int8 are read as uint8, 128 higher, and so are their zero points: the kernels for
     two factors of uint8 do not clip. It is for running without optimisations; what ONNX Runtime
@@ -45,6 +47,7 @@ def exact(module: Module, *, rounds: bool = False) -> Module:
         module: It is left as it is.
         rounds: Whether float32 in the place of bfloat16 is rounded as that is.
     """
+    module = equal_noise(module)
     if computes_in_bfloat16(module):
         module = in_float32(module, rounds=rounds)
     if not inexact_nodes(module):

@@ -20,6 +20,7 @@ from aigcc.analysis.metrics import OutputError, compare_outputs
 from aigcc.errors import CompileError, TargetError
 from aigcc.figures import number
 from aigcc.ir.module import Module
+from aigcc.noise import describe_noise
 from aigcc.options import show
 from aigcc.pipeline.bisect import find_first_wrong
 from aigcc.pipeline.context import Context
@@ -53,6 +54,7 @@ class Quality:
         damage: The figures that a budget bounds, where there is one.
         calibrated: How many of the samples activations were calibrated on.
         elsewhere: How far off it is in other sizes than the samples'.
+        noise: What is to be said of the random numbers that the original draws, if it does.
     """
 
     worst: dict[str, OutputError] = dataclasses.field(default_factory=dict)
@@ -68,6 +70,7 @@ class Quality:
     damage: Damage | None = None
     calibrated: int = 0
     elsewhere: list[Elsewhere] = dataclasses.field(default_factory=list)
+    noise: str = ""
 
     def add(
         self, feeds: Mapping[str, Any], expected: Mapping[str, Any], given: Mapping[str, Any]
@@ -146,6 +149,7 @@ class Quality:
             "bounds": [] if self.damage is None else self.damage.bounds(),
             "is_lowered": self.is_lowered,
             "calibrated": self.calibrated,
+            "noise": self.noise,
             "outputs": [
                 {
                     **dataclasses.asdict(row),
@@ -179,6 +183,7 @@ def measure(
 ) -> Quality:
     """Run a program and its original on all samples, one at a time, until the program fails.
 
+    The original draws equal noise in each run, and the program has to (see `equal_noise`).
     With a budget the figures that it bounds are taken as well. Where dims of the program's `inputs`
     vary, other sizes are looked at besides.
 
@@ -188,7 +193,8 @@ def measure(
     """
     if budget is not None:
         check_outputs(budget, original)
-    quality = Quality(damage=None if budget is None else Damage(budget))
+    damage = None if budget is None else Damage(budget)
+    quality = Quality(damage=damage, noise=describe_noise(original))
     reference = Reference(original, threads)
     quality.reference = reference.note
     for feeds in samples:

@@ -16,6 +16,7 @@ from aigcc.errors import CompileError, describe
 from aigcc.exact import exact, open_exact
 from aigcc.ir.module import Module
 from aigcc.narrow import computes_in_bfloat16, has_narrow, in_float32
+from aigcc.noise import equal_noise
 from aigcc.runtime import NoKernelError, OrtSession
 
 _LARGEST = 1 << 26  # bytes of weights that ONNX's evaluator, which holds them all, is given
@@ -80,7 +81,7 @@ class Reference:
         if _bytes(module) > _LARGEST:
             raise error
         try:
-            evaluator = _Evaluator(module)
+            evaluator = _Evaluator(equal_noise(module))
         except CompileError:
             raise error from None
         self.note = f"ONNX's own evaluator: {why}"

@@ -16,10 +16,6 @@ from aigcc.reference import Reference
 
 Unit = TypeVar("Unit")
 
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-     "RandomUniformLike"}
-)  # fmt: skip
 _SAMPLES = 4
 _RUNS = 24  # variants of the model that are run, each on all samples
 _ROOM = 0.7  # of the tolerance: other inputs than the samples may be further off
@@ -53,7 +49,7 @@ class Sensitive(Generic[Unit]):
         self._runs = 0
         self.error = 0.0
         self.allowed = math.inf if ctx.target is None else ctx.target.tolerance
-        is_measured = ctx.samples is not None and ctx.target is not None and not _is_random(module)
+        is_measured = ctx.samples is not None and ctx.target is not None
         self._feeds = list(itertools.islice(ctx.samples or (), _SAMPLES)) if is_measured else []
         if self._feeds:
             session = Reference(module, ctx.threads)
@@ -108,11 +104,6 @@ class Sensitive(Generic[Unit]):
         except CompileError:
             return math.inf
         return max((row.relative for row in rows), default=0.0)
-
-
-def _is_random(module: Module) -> bool:
-    """Whether two runs of a module differ by themselves."""
-    return any(node.op_type in _RANDOM for node in module.nodes())
 
 
 def _together(parts: list[_Part[Unit]]) -> float:

@@ -237,6 +237,8 @@ def show_quality(quality: dict[str, Any]) -> None:
     )
     if not quality["is_lowered"]:
         line("note: this machine cannot run the program, so the module that it was made of ran")
+    if quality["noise"]:
+        line(f"note: {quality['noise']}")
     if quality["calibrated"]:
         line(
             f"note: activations were calibrated on {quality['calibrated']} of these samples, "

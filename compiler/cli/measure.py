@@ -264,6 +264,7 @@ def compare(
     """
     from aigcc.analysis.metrics import compare_outputs
     from aigcc.analysis.metrics import psnr as psnr_of
+    from aigcc.cli.pairs import open_alike
     from aigcc.samples import load_samples, refuse_empty
 
     if layers:
@@ -271,8 +272,11 @@ def compare(
             raise typer.BadParameter("--psnr and --tolerance judge outputs, and --layers nodes")
         _compare_layers(a, b, samples, sort, top, data_root, json=json)
         return
-    module, first = _open(a, jobs, data_root, rounds=False)
-    other, second = _open(b, jobs, data_root)
+    alike = open_alike(a, b, jobs, data_root)
+    (module, first), (other, second) = alike.programs or (
+        _open(a, jobs, data_root, rounds=False),
+        _open(b, jobs, data_root),
+    )
     feeds = load_samples(samples, min(module, other, key=_count_dynamic))
     rows: list[dict[str, Any]] = []
     for index, feed in enumerate(feeds):
@@ -283,7 +287,7 @@ def compare(
                 fact["psnr"] = psnr_of(left[row.name], right[row.name], peak=psnr)
             rows.append(fact)
     if json:
-        as_json({**feeds.describe(), "outputs": rows})
+        as_json({**feeds.describe(), "noise": alike.noise, "outputs": rows})
     else:
         columns = ["sample", "output", ">SQNR dB", ">cosine", ">max |a-b|", ">relative"]
         keys = ["sample", "name", "sqnr", "cosine", "max_abs", "relative"]
@@ -295,7 +299,7 @@ def compare(
             columns,
             [[_cell(r, k) for k in keys] for r in rows],
         )
-        say(feeds.notes)
+        say([*([alike.noise] if alike.noise else []), *feeds.notes])
     if tolerance is not None:
         refuse_empty(sum(row["elements"] for row in rows), feeds.source)
     if tolerance is not None and not all(row["relative"] <= tolerance for row in rows):
@@ -323,17 +327,20 @@ def _compare_layers(
     json: bool,
 ) -> None:
     from aigcc.analysis.layers.compare import compare_layers
+    from aigcc.noise import describe_noise
     from aigcc.samples import load_samples
 
     original, other = _load(a, roots), _load(b, roots)
     feeds = load_samples(samples, min(original, other, key=_count_dynamic))
     with progress(plain=json) as report:
         found = compare_layers(original, other, feeds, progress=report)
+    noise = describe_noise(original)
     rows = sorted(found.rows, key=lambda row: getattr(row, sort))
     if json:
         as_json(
             {
                 **feeds.describe(),
+                "noise": noise,
                 "nodes": found.nodes,
                 "matched": found.matched,
                 "unlike": found.unlike,
@@ -356,7 +363,7 @@ def _compare_layers(
         ],
     )
     _say_what_was_matched(found, top)
-    say(feeds.notes)
+    say([*([noise] if noise else []), *feeds.notes])
 
 
 def _say_what_was_matched(found: Layers, top: int) -> None:

@@ -215,6 +215,7 @@ def _compare(
     Raises:
         CompileError: further than `tolerance`, or it does not run.
     """
+    from aigcc.noise import equal_noise
     from aigcc.quality import count_calibrated, measure
     from aigcc.reference import Reference
     from aigcc.samples import load_samples
@@ -227,7 +228,7 @@ def _compare(
             raise
         ctx.note(None, f"the outputs are not compared: {error.what}")
         return None
-    deployed = None if ctx.target is None else ctx.target.open(module)
+    deployed = None if ctx.target is None else ctx.target.open(equal_noise(module))
     session = deployed or Reference(module, rounds=True)
     quality = measure(original, session, feeds)
     quality.calibrated = count_calibrated(ctx)
@@ -263,6 +264,7 @@ def bisect(
     """
     from aigcc.driver import load
     from aigcc.freeze import parse_settings
+    from aigcc.noise import describe_noise
     from aigcc.pipeline.bisect import find_first_wrong
     from aigcc.pipeline.context import Context
     from aigcc.pipeline.text import parse
@@ -284,13 +286,16 @@ def bisect(
             target=device,
             progress=report,
         )
+    noise = describe_noise(module)
     if json:
-        as_json(found)
+        as_json({**dataclasses.asdict(found), "noise": noise})
     elif found.remark is None:
         line(f"all {found.rewrites} rewrites are right within {tolerance:g} on {_first(feeds)}")
     else:
         line(f"on {_first(feeds)}:")
         _show(found, _command("opt", model, passes, target, data_root, set))
+    if noise and not json:
+        line(f"note: {noise}")
 
 
 def _first(feeds: Samples) -> str:

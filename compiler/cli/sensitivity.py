@@ -62,6 +62,7 @@ def sensitivity(
     """
     from aigcc.driver import load
     from aigcc.ir.storage.atomic import replacing
+    from aigcc.noise import describe_noise
     from aigcc.pipeline.context import Context
     from aigcc.report.sensitivity import render
     from aigcc.samples import load_samples
@@ -79,11 +80,12 @@ def sensitivity(
         page = render(curve, model, target, feeds.source, synthetic=feeds.synthetic)
         with replacing(html) as (file,):
             file.write(page.encode())
+    noise = describe_noise(module)
     if json:
         facts = feeds.describe()
-        as_json({**facts, **dataclasses.asdict(curve)})
+        as_json({**facts, "noise": noise, **dataclasses.asdict(curve)})
         return
-    _show(curve, top, feeds)
+    _show(curve, top, feeds, noise)
     if html is not None:
         line(f"\nwrote {html}")
 
@@ -102,7 +104,7 @@ def _prepared(module: Module, ctx: Context) -> Module:
     return raised(module, ctx)
 
 
-def _show(curve: Curve, top: int, feeds: Samples) -> None:
+def _show(curve: Curve, top: int, feeds: Samples, noise: str) -> None:
     origins = [c for c in ("module", "source") if any(getattr(n, c) for n in curve.nodes)]
     table(
         f"SQNR in dB with one node quantised, on the first of {feeds.source}",
@@ -122,7 +124,7 @@ def _show(curve: Curve, top: int, feeds: Samples) -> None:
         line(f"{name} was not tried: {reason}")
     if curve.inside:
         line(f"left as they are: {curve.inside} nodes in sub-graphs and functions")
-    say(feeds.notes)
+    say([*feeds.notes, *([noise] if noise else [])])
     where = "" if feeds.synthetic else f"{curve.samples} samples of "
     table(
         f"\nthe whole model on {where}{feeds.source}, nodes in the order of least error per bit",

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from aigcc.ir.edit import held_graphs
 
-_RANDOM = frozenset(
+RANDOM = frozenset(
     {
         "Bernoulli",
         "Multinomial",
@@ -18,6 +18,7 @@ _RANDOM = frozenset(
         "RandomUniformLike",
     }
 )
+"""Operators of the standard that draw random numbers whenever they run."""
 
 _RANDOM_CONTRIB = frozenset({"BiasDropout", "BitmaskBiasDropout", "BitmaskDropout", "Sampling"})
 
@@ -39,7 +40,7 @@ def is_deterministic(node: ir.Node) -> bool:
     if node.domain in ("", "ai.onnx"):
         if node.op_type == "Dropout":
             return len(node.inputs) < 3 or node.inputs[2] is None
-        return node.op_type not in _RANDOM
+        return node.op_type not in RANDOM
     return node.domain in ("com.microsoft", "ai.onnx.ml") and node.op_type not in _RANDOM_CONTRIB
 
 

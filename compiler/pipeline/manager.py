@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 from aigcc.errors import CompileError, PassError, describe, raised_at
+from aigcc.ir.draws import name_draws
 from aigcc.ir.module import Module
 from aigcc.ir.verify import verify
 from aigcc.options import show
@@ -99,6 +100,7 @@ class PassManager:
         ctx = ctx if ctx is not None else Context()
         if self.check:
             verify(module.model)
+        name_draws(module)  # by which they are known however passes rename what they make
         for observer in self.observers:
             observer.start(module, self.passes)
         runs = []

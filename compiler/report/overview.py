@@ -138,6 +138,8 @@ def _notes(quality: Mapping[str, Any]) -> list[str]:
             "The machine that built this cannot run the program, so the module that it was "
             "made of ran."
         )
+    if quality.get("noise"):
+        notes.append(f"{quality['noise']}.")
     if quality.get("calibrated"):
         notes.append(
             f"Activations were calibrated on {quality['calibrated']} of the {quality['count']} "

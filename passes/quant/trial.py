@@ -15,6 +15,7 @@ from aigcc.benchmark import interleave
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.ir.slots import slots
+from aigcc.noise import equal_noise
 from aigcc.options import show
 from aigcc.passes.quant.evidence import Evidence, Fold
 from aigcc.passes.quant.quantise import FULL, PRECISION, places, quantise
@@ -188,7 +189,7 @@ class Trials:
         return made
 
     def _open(self, module: Module) -> Session:
-        session = self._target.open(module, self._ctx.threads)
+        session = self._target.open(equal_noise(module), self._ctx.threads)
         return session or Reference(module, self._ctx.threads, rounds=True)
 
 

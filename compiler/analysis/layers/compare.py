@@ -19,6 +19,7 @@ from aigcc.analysis.streaming.plan import value_bytes
 from aigcc.analysis.streaming.stream import LIMIT, Stream
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
+from aigcc.noise import equal_noises
 from aigcc.synthetic import choose_dims
 from aigcc.targets.dims import sample_sizes
 
@@ -113,7 +114,7 @@ def compare_layers(
     Raises:
         CompileError: nothing matches, a module does not run, or the file cannot be written.
     """
-    original, other = typed(original), typed(other)
+    original, other = equal_noises(typed(original), typed(other))
     matched = match(original, other)
     if not matched.names:
         raise CompileError(

@@ -11,7 +11,9 @@ import onnx_ir as ir
 from aigcc.analysis.liveness import used_values
 from aigcc.analysis.streaming.plan import constants_of
 from aigcc.errors import ModelError
+from aigcc.ir.draws import DRAWN, is_inner
 from aigcc.ir.module import Module
+from aigcc.ir.operators import op_key
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.ir.text.facts import module_path, source_line
 from aigcc.ir.weights import constant
@@ -71,7 +73,7 @@ def typed(module: Module) -> Module:
 
 def _computed(module: Module) -> Iterator[ir.Value]:
     constants = constants_of(module)
-    for node in module.graph:
+    for node in nodes_of(module):
         yield from (v for v in node.outputs if v.name and v.name not in constants)
 
 
@@ -93,7 +95,7 @@ def _compare(a: ir.Value, b: ir.Value) -> bool:
 
 def nodes_of(module: Module) -> list[ir.Node]:
     """The nodes of the main graph that compute something when it runs."""
-    return [node for node in module.graph if node.op_type != "Constant"]
+    return [node for node in module.graph if node.op_type != "Constant" and not is_inner(node)]
 
 
 def segments_of(module: Module, names: Collection[str]) -> dict[str, Segment]:
@@ -131,10 +133,11 @@ def describe(segment: Segment, origin: ir.Node) -> dict[str, Any]:
         origin: The node of the original that makes the value.
     """
     node = _main(segment, origin)
+    drawn = node.metadata_props.get(DRAWN)
     told = [node.metadata_props, segment.nodes[-1].metadata_props, origin.metadata_props]
     return {
         "node": node_label(node),
-        "op": node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+        "op": drawn or op_key(node).replace("::", "."),
         "precision": _precision(segment, node),
         "module": next(filter(None, map(module_path, told)), None),
         "source": next(filter(None, map(source_line, told)), None),
@@ -143,6 +146,8 @@ def describe(segment: Segment, origin: ir.Node) -> dict[str, Any]:
 
 def _main(segment: Segment, origin: ir.Node) -> ir.Node:
     """The one that does what the original's does, and not what stands around it."""
+    if DRAWN in segment.nodes[-1].metadata_props:
+        return segment.nodes[-1]
     for node in reversed(segment.nodes):
         if origin.op_type in node.op_type:
             return node
