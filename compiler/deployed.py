@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 from aigcc.errors import CompileError, TargetError
 from aigcc.ir.draws import count_draws
@@ -13,7 +16,22 @@ from aigcc.options import show
 from aigcc.pipeline.context import Context
 from aigcc.provenance import stripped
 from aigcc.reference import Reference
-from aigcc.target import Lowered, Session, Target
+from aigcc.target import Feeds, Lowered, Session, Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A program that its runtime refuses to load: it fails in each run.
+
+    Attributes:
+        error: What the runtime says.
+    """
+
+    error: CompileError
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Raise what the runtime says."""
+        raise self.error
 
 
 def open_program(
@@ -27,7 +45,10 @@ def open_program(
     Raises:
         TargetError: it draws random numbers, and does not run as it is.
     """
-    session = target.session(folder, lowered.entry, ctx.threads)
+    try:
+        session = target.session(folder, lowered.entry, ctx.threads)
+    except CompileError as error:
+        return Refused(error)
     if session is None or not count_draws(module):
         return session
     assert ctx.samples is not None
@@ -49,6 +70,14 @@ def _twin(target: Target, module: Module, ctx: Context) -> Session | None:
         except CompileError as error:
             ctx.note(None, f"the program cannot be compared with equal noise: {error.what}")
             return None
+
+
+def open_module(target: Target, module: Module, threads: int | None = None) -> Session | None:
+    """A module as a target runs it; None where that cannot be, or it is not legal there yet."""
+    try:
+        return target.open(equal_noise(module), threads)
+    except CompileError as error:
+        return None if target.check(module) else Refused(error)
 
 
 def open_here(target: Target, module: Module, ctx: Context) -> Session | None:

@@ -22,7 +22,7 @@ from aigcc.figures import number
 from aigcc.ir.module import Module
 from aigcc.noise import describe_noise
 from aigcc.options import show
-from aigcc.pipeline.bisect import find_first_wrong
+from aigcc.pipeline.bisect import FirstWrong, find_first_wrong
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassRun
 from aigcc.reference import Reference, rounded_otherwise
@@ -295,10 +295,24 @@ class Suspects:
             tolerance=self.target.tolerance,
             target=self.target,
         )
+        if found.remark is None and found.only_deployed:
+            return (
+                f"{found.deployed}, not the passes: the model as it was read "
+                f"{'fails' if found.failure else 'is wrong'} there, too{_blamed(found)}",
+                "give inputs on which that does not show with --samples, or change the model",
+            )
         if found.remark is None:
             return (
                 f"lowering for {show(self.target, self.target.name)}: the passes are right",
                 "build with --verify=structure, and look at the result with aigcc compare",
             )
-        number = f"rewrite {found.number} of {found.rewrites}, " if found.number else ""
-        return f"{number}{found.remark}", f"to find it again: {self.command}"
+        place = f"rewrite {found.number} of {found.rewrites}, " if found.number else ""
+        return f"{place}{found.remark}{_blamed(found)}", f"to find it again: {self.command}"
+
+
+def _blamed(found: FirstWrong) -> str:
+    """What is to be said of a runtime that breaks what the passes leave right."""
+    if not found.only_deployed or found.remark is None:
+        return "" if found.blame is None else f"; {found.blame}"
+    text = f"\n      it is right by what it means, and wrong as {found.deployed} runs it"
+    return text if found.blame is None else f"{text}: {found.blame}"

@@ -6,9 +6,9 @@ import contextlib
 import ctypes
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,16 @@ from aigcc.errors import CompileError, did_you_mean
 from aigcc.ir.module import Module
 
 Array = npt.NDArray[Any]
+Level = Literal["basic", "extended", "all"]
+
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""How far ONNX Runtime may rewrite a graph, from what keeps it standard ONNX on."""
+
+_LEVELS: Mapping[Level, Any] = {
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 
 _ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -51,7 +61,9 @@ class OrtSession:
         source: A `.onnx` or `.ort` file, or a module; a module is saved to a scratch folder, which
             is gone when the session is ready. One of an opset that ONNX Runtime does not read is
             converted to one that it does.
-        optimise: Whether ONNX Runtime may rewrite the graph and copy weights into faster layouts.
+        optimise: Whether ONNX Runtime may rewrite the graph and copy weights into faster layouts,
+            and up to which level if not as far as it can.
+        without: Names of its optimisers that are switched off.
         integers: Whether products between Q/DQ may become products of integers; in float32 they are
             exact on every processor, and weights are held in float32.
         threads: Threads within an operator; all cores by default.
@@ -66,7 +78,8 @@ class OrtSession:
         self,
         source: str | Path | Module,
         *,
-        optimise: bool = True,
+        optimise: bool | Level = True,
+        without: Collection[str] = (),
         integers: bool = True,
         threads: int | None = None,
         profile: Path | None = None,
@@ -80,9 +93,12 @@ class OrtSession:
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
+        elif optimise is not True:
+            options.graph_optimization_level = _LEVELS[optimise]
         self._where = str(source.path or "module") if isinstance(source, Module) else str(source)
         with _as_file(source) as path, explained(self._where):
-            self._session = _open(path, options)
+            more = {"disabled_optimizers": list(without)} if without else {}
+            self._session = _open(path, options, **more)
         self._inputs = {value.name: value.type for value in self._session.get_inputs()}
         self._optional = {v.name for v in self._session.get_overridable_initializers()}
         self._outputs = {value.name: value.type for value in self._session.get_outputs()}

@@ -149,6 +149,8 @@ class Target(ABC):
     summary: ClassVar[str]
     runs_here: ClassVar[bool] = False
     """Whether its programs are for machines such as the one that builds them."""
+    is_onnxruntime: ClassVar[bool] = False
+    """Whether ONNX Runtime runs its programs, and rewrites them when it loads them."""
 
     @property
     def tolerance(self) -> float:

@@ -215,7 +215,7 @@ def _compare(
     Raises:
         CompileError: further than `tolerance`, or it does not run.
     """
-    from aigcc.noise import equal_noise
+    from aigcc.deployed import open_module
     from aigcc.quality import count_calibrated, measure
     from aigcc.reference import Reference
     from aigcc.samples import load_samples
@@ -228,7 +228,7 @@ def _compare(
             raise
         ctx.note(None, f"the outputs are not compared: {error.what}")
         return None
-    deployed = None if ctx.target is None else ctx.target.open(equal_noise(module))
+    deployed = None if ctx.target is None else open_module(ctx.target, module, ctx.threads)
     session = deployed or Reference(module, rounds=True)
     quality = measure(original, session, feeds)
     quality.calibrated = count_calibrated(ctx)
@@ -289,8 +289,10 @@ def bisect(
     noise = describe_noise(module)
     if json:
         as_json({**dataclasses.asdict(found), "noise": noise})
-    elif found.remark is None:
-        line(f"all {found.rewrites} rewrites are right within {tolerance:g} on {_first(feeds)}")
+    elif found.is_right:
+        line(f"{_all(found.rewrites)} right within {tolerance:g} on {_first(feeds)}")
+        if found.deployed:
+            line(f"so is the result as {found.deployed} runs it")
     else:
         line(f"on {_first(feeds)}:")
         _show(found, _command("opt", model, passes, target, data_root, set))
@@ -298,22 +300,46 @@ def bisect(
         line(f"note: {noise}")
 
 
+def _all(rewrites: int) -> str:
+    return "the one rewrite is" if rewrites == 1 else f"all {rewrites} rewrites are"
+
+
 def _first(feeds: Samples) -> str:
     return f"the first of {feeds.source}"
 
 
 def _show(found: FirstWrong, command: list[str]) -> None:
-    if found.number:
+    if found.only_deployed:
+        line(f"{_all(found.rewrites)} right as the model is meant, without optimisations")
+    if found.remark is None:
+        line(f"no rewrite is to blame: {found.deployed} gets the model itself wrong")
+    elif found.only_deployed and found.number:
+        line(
+            f"rewrite {found.number} is the first that {found.deployed} gets wrong: {found.remark}"
+        )
+    elif found.number:
         line(f"rewrite {found.number} of {found.rewrites} is the first wrong one: {found.remark}")
     else:
         line(f"no rewrite is wrong, but a pass is: {found.remark}")
-    if found.failure:
-        line(f"with it, the module no longer runs: {found.failure}")
-    else:
-        line(f"relative error {found.before:.2g} before it, {found.error:.2g} after it")
+    line(_how_wrong(found))
+    if found.blame is not None:
+        line(str(found.blame))
     if found.number:
         command = [*command, "--limit", str(found.number), "-o", "wrong.onnxtxt"]
         line(f"see it: {shlex.join(command)}")
+
+
+def _how_wrong(found: FirstWrong) -> str:
+    if found.remark is None:
+        return (
+            f"it fails there: {found.failure}"
+            if found.failure
+            else f"relative error {found.original:.2g}"
+        )
+    if found.failure:
+        return f"with it, the module no longer runs: {found.failure}"
+    before = "it does not run" if math.isnan(found.before) else f"relative error {found.before:.2g}"
+    return f"{before} before it, {found.error:.2g} after it"
 
 
 COMMANDS = (opt, bisect)

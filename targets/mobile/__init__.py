@@ -68,6 +68,7 @@ class Mobile(Target):
 
     name: ClassVar[str] = "mobile"
     runs_here: ClassVar[bool] = True
+    is_onnxruntime: ClassVar[bool] = True
     summary: ClassVar[str] = "phones and tablets, through ONNX Runtime"
 
     weights: Literal["fp32", "fp16"] = option(
