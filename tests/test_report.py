@@ -238,3 +238,49 @@ def test_a_model_from_python_has_no_command(tmp_path: Path) -> None:
     assert made.artifact.manifest["command"] is None
     text = Page((tmp_path / "out" / "report.html").read_text()).text
     assert "From Python, with aigcc.build." in text and "Not measured" in text
+
+
+STYLE = (Path(aigcc.report.__file__).parent / "style.css").read_text("utf-8")
+ON = {
+    "text": ("page", "card", "well", "good-back", "warn-back"),
+    "soft": ("page", "card", "well", "track"),
+    "accent": ("page", "card"),
+    "good": ("good-back",),
+    "warn": ("warn-back",),
+    "white": tuple(f"c{number}" for number in range(6)),
+}
+
+
+def palettes() -> dict[str, dict[str, str]]:
+    light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
+    found = dict(re.findall(r"--([\w-]+): (#\w+)", light), white="#fff")
+    return {
+        "light": found,
+        "dark": {**found, **dict(re.findall(r"--([\w-]+): (#\w+)", dark.partition("* {")[0]))},
+    }
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2.2 defines it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
+    shares = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_what_they_are_on(scheme: str) -> None:
+    """4.5 to 1 is WCAG's bound for text."""
+    colours = palettes()[scheme]
+    for text, backs in ON.items():
+        for back in backs:
+            dark, light = sorted(luminance(colours[name]) for name in (text, back))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, back)
+
+
+def test_what_scrolls_does_so_with_a_keyboard(built: Path) -> None:
+    text = (built / "report.html").read_text("utf-8")
+    regions = [facts for _, facts in Page(text).elements if facts.get("class") == "scroll"]
+    assert regions
+    for facts in regions:
+        assert facts["tabindex"] == "0" and facts["role"] == "region" and facts["aria-label"]

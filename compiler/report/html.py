@@ -137,4 +137,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
     ]
     head = tag("thead", tag("tr", heads)) if any(names) else None
     made = tag("table", head, tag("tbody", body))
-    return tag("div", made, class_="scroll")
+    return scrolled(made, ", ".join(filter(None, names)) or "values")
+
+
+def scrolled(content: Html, label: str) -> Html:
+    """What may be wider than the page: it scrolls by itself, with a keyboard, too."""
+    return tag("div", content, class_="scroll", tabindex=0, role="region", aria_label=label)

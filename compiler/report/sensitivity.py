@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aigcc.figures import amount, number
-from aigcc.report.html import Html, code, document, long_table, section, table, tag
+from aigcc.report.html import Html, code, document, long_table, scrolled, section, table, tag
 
 if TYPE_CHECKING:
     from aigcc.sensitivity import Curve, Point
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT, _MARGIN = 720, 320, 56
 _TICKS = 5
 _PLOT_STYLE = Html(
-    ".curve { width: 100%; height: auto; overflow: visible; }"
+    ".curve { width: 100%; min-width: 600px; height: auto; overflow: visible; }"
     ".curve text { fill: var(--soft); font-size: 12px; }"
     ".curve line { stroke: var(--line); }"
     ".curve polyline { fill: none; stroke: var(--accent); stroke-width: 2; }"
@@ -122,14 +122,16 @@ def _plot(points: Sequence[Point]) -> Html | None:
     ]
     labels.append(tag("text", "bits per weight", x=right, y=_HEIGHT - 6, text_anchor="end"))
     line = tag("polyline", points=" ".join(f"{x},{y}" for x, y in places))
-    return tag(
+    label = "SQNR in dB over mean bits per weight"
+    drawn = tag(
         "svg",
         [*grid, *labels, line, *marks],
         class_="curve",
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="img",
-        aria_label="SQNR in dB over mean bits per weight",
+        aria_label=label,
     )
+    return scrolled(drawn, label)
 
 
 class _Axis:
