@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from aigcc.errors import CompileError, ModelError, did_you_mean
 from aigcc.ir.module import Module
+from aigcc.ranges import symbols
 from aigcc.sample_sources import open_array
-from aigcc.synthetic import symbols
 
 Array = npt.NDArray[Any]
 

@@ -25,6 +25,7 @@ from aigcc.options import show
 from aigcc.pipeline.bisect import FirstWrong, find_first_wrong
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassRun
+from aigcc.ranges import declared
 from aigcc.reference import Reference, rounded_otherwise
 from aigcc.samples import Samples, refuse_empty
 from aigcc.sizes import Elsewhere, compare_elsewhere
@@ -209,7 +210,9 @@ def measure(
     else:
         refuse_empty(quality.elements.total(), samples.source)
         first = next(iter(samples))
-        quality.elsewhere = compare_elsewhere(inputs, first, reference.run, session)
+        quality.elsewhere = compare_elsewhere(
+            inputs, first, reference.run, session, declared(original)
+        )
     return quality
 
 

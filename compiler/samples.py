@@ -15,8 +15,10 @@ import onnx_ir as ir
 
 from aigcc.errors import CompileError, SampleError, did_you_mean
 from aigcc.ir.module import Module
+from aigcc.ranges import declared, resolve, solve, symbols
 from aigcc.sample_sources import call, from_folder, import_function, read_npz
-from aigcc.synthetic import COUNT, resolve, symbols, synthetic_feeds
+from aigcc.settle import settle
+from aigcc.synthetic import COUNT, synthetic_feeds
 
 if TYPE_CHECKING:
     from aigcc.target import Session
@@ -87,6 +89,8 @@ class Samples:
 
     def fitted(self, module: Module) -> Samples:
         """The same samples for a module with other shapes of inputs; made up anew if synthetic."""
+        if module is self.module:
+            return self
         if self.synthetic:
             return load_samples(None, module)
         return dataclasses.replace(self, module=module)
@@ -124,6 +128,8 @@ def load_samples(source: Source | None, module: Module) -> Samples:
         SampleError: they are missing, unreadable or do not fit; says which, where and what to do.
     """
     notes: list[str] = []
+    if source is None:
+        settle(module)
     made = Samples(module, *_reader(source, module, notes), source is None, notes)
     next(iter(made))
     return made
@@ -215,8 +221,21 @@ def check_feeds(feeds: Mapping[str, Any], module: Module, where: str) -> Feeds:
             )
     sizes: dict[str, int] = {}
     checked = {name: _check(known[name], feeds[name], sizes, where) for name in feeds}
+    named = [
+        (dim, size)
+        for name, array in checked.items()
+        for dim, size in zip(known[name].shape or (), array.shape, strict=False)
+    ]
+    sizes |= solve(named)
     for name, array in checked.items():
         _check_expressions(known[name], array, sizes, where)
+    for name, range_ in declared(module).items():
+        if sizes.get(name, range_.smallest) not in range_:
+            raise SampleError(
+                f"the dim {name!r} is {sizes[name]}, and the model is exported for {range_}",
+                at=where,
+                hint="give other samples, or export the model with a wider range",
+            )
     return checked
 
 
@@ -263,6 +282,8 @@ def _check(value: ir.Value, given: Any, sizes: dict[str, int], where: str) -> Ar
 def _check_expressions(value: ir.Value, array: Array, sizes: Mapping[str, int], where: str) -> None:
     for size, dim in zip(array.shape, value.shape or array.shape, strict=True):
         wanted = resolve(dim, sizes)
+        if wanted is None and len(symbols(dim) - sizes.keys()) == 1 and {str(dim)} != symbols(dim):
+            raise SampleError(f"the dim {dim} of {value.name!r} cannot be {size}", at=where)
         if wanted is not None and wanted >= 0 and wanted != size:
             raise SampleError(
                 f"the dim {dim} of {value.name!r} must be {wanted} here, and is {size}", at=where

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from aigcc.analysis.metrics import OutputError, compare_outputs
 from aigcc.errors import CompileError, TargetError
+from aigcc.ranges import Range, may_be_empty, resolve, solve, symbols
 from aigcc.target import Feeds, General, Session
 
 Outputs = Mapping[str, np.ndarray]
@@ -51,7 +52,11 @@ class Elsewhere:
 
 
 def compare_elsewhere(
-    inputs: Sequence[ir.Value], feeds: Feeds, original: Callable[[Feeds], Outputs], session: Session
+    inputs: Sequence[ir.Value],
+    feeds: Feeds,
+    original: Callable[[Feeds], Outputs],
+    session: Session,
+    ranges: Mapping[str, Range] | None = None,
 ) -> list[Elsewhere]:
     """Run a program where its dims have other sizes, and once more where they have the same.
 
@@ -63,29 +68,48 @@ def compare_elsewhere(
         feeds: A sample.
         original: Runs the original.
         session: The program; it has run the sample.
+        ranges: The sizes that dims may have, by name. A cache that may be empty is compared so.
 
     Raises:
         CompileError: The original cannot run the sample.
     """
     sizes = _sizes(inputs, feeds)
+    ranges = ranges or {}
     if not sizes:
         return []
     found = []
     if isinstance(session, General):
         session.generalise()
         found.append(_compare(_in_words(sizes), feeds, original(feeds), session))
-    for others in _others(sizes):
+    dims = [dim for value in inputs for dim in value.shape or ()]
+    tries = [_others(sizes, ranges)]
+    tries += [iter([{**sizes, name: 0}]) for name in may_be_empty(dims, ranges) if sizes.get(name)]
+    for others in tries:
+        found += _first_that_runs(others, inputs, feeds, original, session)
+    return found
+
+
+def _first_that_runs(
+    tries: Iterable[Mapping[str, int]],
+    inputs: Sequence[ir.Value],
+    feeds: Feeds,
+    original: Callable[[Feeds], Outputs],
+    session: Session,
+) -> list[Elsewhere]:
+    """The comparison in the first of these sizes that the original is made for."""
+    for sizes in tries:
         try:
             resized = {
-                str(value.name): _resized(value, feeds[str(value.name)], others)
+                str(value.name): _resized(value, feeds[str(value.name)], sizes)
                 for value in inputs
                 if value.name in feeds
             }
             expected = original(resized)
         except CompileError:
-            continue  # the model is not made for these
-        return [*found, _compare(_in_words(others), resized, expected, session)]
-    return found
+            continue
+        if any(array.size for array in expected.values()):
+            return [_compare(_in_words(sizes), resized, expected, session)]
+    return []
 
 
 def _compare(sizes: str, feeds: Feeds, expected: Outputs, session: Session) -> Elsewhere:
@@ -103,32 +127,39 @@ def _dims(value: ir.Value) -> Iterator[tuple[int, str]]:
     """The axes of an input that vary, and what they are called."""
     for axis, dim in enumerate(value.shape or ()):
         if not isinstance(dim, int):
-            yield axis, dim.value or f"axis {axis} of {value.name}"
+            yield axis, str(dim) if symbols(dim) else f"axis {axis} of {value.name}"
 
 
 def _sizes(inputs: Sequence[ir.Value], feeds: Feeds) -> dict[str, int]:
-    return {
-        name: feeds[str(value.name)].shape[axis]
+    """Of the symbols in dims, and of dims that do not follow from those, by name."""
+    seen = [
+        (ir.SymbolicDim(name), feeds[str(value.name)].shape[axis])
         for value in inputs
         if value.name in feeds
         for axis, name in _dims(value)
-    }
+    ]
+    sizes = solve((dim, size) for dim, size in seen if symbols(dim))
+    return sizes | {str(dim): size for dim, size in seen if resolve(dim, sizes) != size}
 
 
-def _others(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Half of all sizes, one less of all, and one less of each."""
-    half = {name: max(size // 2, 1) if size != 1 else 2 for name, size in sizes.items()}
-    less = {name: size - 1 if size > 1 else size + 1 for name, size in sizes.items()}
-    yield half
-    yield less
-    for name in sizes:
-        yield {**sizes, name: less[name]}
+def _others(sizes: Mapping[str, int], ranges: Mapping[str, Range]) -> Iterator[dict[str, int]]:
+    """Half of all sizes, one less of all, and one less of each; one more where less is too few."""
+    half = {n: _within(n, max(size // 2, 1), size, ranges) for n, size in sizes.items()}
+    less = {n: _within(n, max(size - 1, 1), size, ranges) for n, size in sizes.items()}
+    yield from (others for others in (half, less) if others != sizes)
+    yield from ({**sizes, name: less[name]} for name in sizes if less[name] != sizes[name])
+
+
+def _within(name: str, size: int, now: int, ranges: Mapping[str, Range]) -> int:
+    allowed = ranges.get(name, Range())
+    return allowed.clamp(now + 1 if allowed.clamp(size) == now else size)
 
 
 def _resized(value: ir.Value, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
     """The first numbers of an array along each dim, or the last one repeated."""
     for axis, name in _dims(value):
         if array.shape[axis]:
-            places = np.minimum(np.arange(sizes[name]), array.shape[axis] - 1)
+            size = resolve(ir.SymbolicDim(name), sizes)
+            places = np.minimum(np.arange(size or 0), array.shape[axis] - 1)
             array = np.take(array, places, axis)
     return array

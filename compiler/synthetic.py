@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from aigcc.errors import SampleError
 from aigcc.ir.module import Module
+from aigcc.ranges import Dim, Range, declared, invert, resolve, settled, symbols
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +43,7 @@ _LENGTH = re.compile(r"len", re.I)
 _MOVES = frozenset(
     {"Cast", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
+_ANY = Range()
 _ROWS = "aigcc.table_rows"  # of an input: see `set_vocabulary`
 _STORED = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
 
@@ -92,45 +94,29 @@ class Recipe:
 def choose_dims(module: Module) -> dict[str, int]:
     """A small size for every symbolic dim of the inputs, the same for equal names.
 
-    Batches are 1, sequences 16, images 32 by 32. A mask that covers a key/value cache and the new
-    tokens gets the length of both.
+    Batches are 1, sequences 16, images 32 by 32, as far as the ranges that are declared allow. A
+    mask that covers a key/value cache and the new tokens gets the length of both. Sizes that were
+    found to run (see `aigcc.settle`) go before all guesses.
     """
+    sizes = _guess_dims(module)
+    return {**sizes, **{name: size for name, size in settled(module).items() if name in sizes}}
+
+
+def _guess_dims(module: Module) -> dict[str, int]:
     sizes: dict[str, int] = {}
+    ranges = declared(module)
     for value in module.inputs:
         for axis, dim in enumerate(value.shape or ()):
             for symbol in symbols(dim):
-                sizes.setdefault(symbol, _guess_size(symbol, axis, value))
+                if symbol not in sizes:
+                    size = _guess_size(symbol, dim, axis, value)
+                    sizes[symbol] = ranges.get(symbol, _ANY).clamp(size)
     past, new = _past_and_new(module, sizes)
     for value in module.inputs:
         name = (value.name or "").lower()
         if past and "mask" in name and value.shape:
             sizes.update(dict.fromkeys(_own_symbol(value.shape[-1], value, module), past + new))
     return sizes
-
-
-def symbols(dim: int | ir.SymbolicDim) -> frozenset[str]:
-    """The names in a dim: one for a plain symbol, several for `past + sequence`."""
-    if isinstance(dim, int) or dim.value in (None, "", "?"):
-        return frozenset()
-    try:
-        return dim.free_symbols()
-    except ValueError:  # a name such as "p2o.Dim.0" is no expression
-        return frozenset({str(dim.value)})
-
-
-def resolve(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | None:
-    """The size of a dim, or None where a symbol in it has none."""
-    if isinstance(dim, int):
-        return dim
-    if dim.value is None:
-        return None
-    if dim.value in sizes:
-        return sizes[dim.value]
-    try:
-        size = dim.evaluate(sizes)
-    except ValueError:
-        return None
-    return size if isinstance(size, int) else None
 
 
 def input_shape(value: ir.Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -199,11 +185,16 @@ def _rows(gather: ir.Node) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
-def _guess_size(symbol: str, axis: int, value: ir.Value) -> int:
+def _guess_size(symbol: str, dim: Dim, axis: int, value: ir.Value) -> int:
+    """Of a symbol; the size of a dim such as `2*th` is guessed as a whole."""
     for pattern, size in _SIZES:
         if pattern.search(symbol):
             return size
-    return _guess_by_axis(axis, value)
+    size = _guess_by_axis(axis, value)
+    if symbols(dim) == {symbol} != {str(dim)}:
+        found = invert(dim, symbol, size, {})
+        return size if found is None else found
+    return size
 
 
 def _guess_by_axis(axis: int, value: ir.Value) -> int:

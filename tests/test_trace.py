@@ -10,11 +10,15 @@ import pytest
 
 from aigcc.driver import load
 from aigcc.errors import ModelError
+from aigcc.ir.module import Module
 from aigcc.ir.pt2 import from_pt2
 from aigcc.ir.trace import from_torch, load_callable
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse
+from aigcc.ranges import Range, declared
 from aigcc.runtime import OrtSession
+from aigcc.samples import load_samples
+from aigcc.synthetic import choose_dims
 
 torch = pytest.importorskip("torch")
 
@@ -157,3 +161,53 @@ def test_callables_are_found_or_explained() -> None:
         load_callable("nowhere:net")
     with pytest.raises(ModelError, match="did you mean 'load'"):
         load_callable("aigcc.driver:laod")
+
+
+class Patches(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Halves pictures and grows a cache, as far as a mask for both goes."""
+
+    def forward(
+        self, x: "torch.Tensor", past: "torch.Tensor", new: "torch.Tensor", mask: "torch.Tensor"
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        grown = torch.cat([past, new], 1)
+        return torch.nn.functional.avg_pool2d(x, 2), grown * mask
+
+
+def patches(tmp_path: Path, *, is_file: bool) -> Any:
+    torch.manual_seed(0)
+    dim = torch.export.Dim
+    inputs = (torch.ones(2, 1, 8, 6), torch.ones(1, 4), torch.ones(1, 2), torch.ones(1, 6))
+    shapes = (
+        {0: dim("batch"), 2: 2 * dim("th", min=1, max=16), 3: 2 * dim("tw", min=2, max=16)},
+        {1: dim("past", min=0, max=9)},
+        {1: dim("new", min=1, max=3)},
+        {1: dim.DYNAMIC},
+    )
+    if not is_file:
+        return from_torch(Patches().eval(), inputs, shapes)
+    program = torch.export.export(Patches().eval(), inputs, dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "net.pt2")
+    return load(tmp_path / "net.pt2")
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_ranges_and_relations_of_dims_are_kept(tmp_path: Path, *, is_file: bool) -> None:
+    module = patches(tmp_path, is_file=is_file)
+    ranges, sizes = declared(module), choose_dims(module)
+    if not is_file:
+        assert ranges == {
+            "batch": Range(0, None, 2),
+            "th": Range(1, 16, 4),
+            "tw": Range(2, 16, 3),
+            "past": Range(0, 9, 4),
+            "new": Range(1, 3, 2),
+        }
+        assert str(module.outputs[0].shape) == "[batch,1,th,tw]"
+        assert str(module.outputs[1].shape) in ("[1,past + new]", "[1,new + past]")
+    bounds = sorted((r.smallest, r.largest) for r in ranges.values() if r.largest)
+    assert bounds == [(0, 9), (1, 3), (1, 16), (2, 16)]
+    feeds = next(iter(load_samples(None, module)))
+    picture, past, new, mask = (feeds[name].shape for name in ("x", "past", "new", "mask"))
+    assert max(picture) == 32 and past[1] <= 9 and new[1] <= 3 and mask[1] == past[1] + new[1]
+    assert sizes == choose_dims(Module.parse(module.text()))
+    OrtSession(module, optimise=False).run(feeds)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from aigcc.ir.weights import scalar
-from aigcc.synthetic import resolve
+from aigcc.ranges import resolve
 
 Sizes = Mapping[str, int]
 Dims = tuple[int, ...]

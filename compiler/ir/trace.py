@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from aigcc.errors import CompileError, ModelError, describe, did_you_mean, user_line
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
+from aigcc.ir.trace_dims import keep_dims, repair_ranges
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +57,12 @@ def from_torch(
             f"this is no torch model: {type(model).__name__}",
             hint="give an nn.Module, or what torch.export.export made of one",
         )
-    program = model
     output_names = getattr(model, "output_names", None)
     if isinstance(model, torch.nn.Module):
         program = _export(torch, model, inputs, dynamic_shapes)
+    else:
+        program = model
+    repair_ranges(program)
     with quietly():
         try:
             made = torch.onnx.export(
@@ -74,6 +77,7 @@ def from_torch(
             at = _source_line(program, error)
             raise _advice("torch.onnx.export cannot lower this model", error, at) from error
     module = Module(made.model)
+    keep_dims(module, program, dynamic_shapes)
     if output_names is not None:
         _name_outputs(module, output_names)
     return module

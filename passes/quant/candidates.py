@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from aigcc.cache import cache_folder
+from aigcc.dims import sample_sizes, with_sizes
 from aigcc.ir.module import Module
 from aigcc.passes.quant.exact import fault, offered
 from aigcc.passes.quant.latency import Latencies
@@ -18,7 +19,6 @@ from aigcc.passes.quant.refusals import refusal
 from aigcc.passes.quant.summary import INSIDE, LITTLE, NO_KERNEL, SLOWER, UNTIMED
 from aigcc.passes.quant.switch import Choice
 from aigcc.pipeline.context import Context
-from aigcc.targets.dims import sample_sizes, with_sizes
 
 _WORTH = 0.95  # of a node's time: less than this much gained is lost in what stands around it
 _LEAST = 5e-4  # of all nodes' time: for less, no error is worth it that samples may not show

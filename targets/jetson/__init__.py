@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from aigcc.analysis.flops import flops
+from aigcc.dims import with_sizes
 from aigcc.errors import TargetError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.options import option
@@ -17,7 +18,6 @@ from aigcc.pipeline.context import Context
 from aigcc.target import Lowered, Problem, Requirement, Session, Target
 from aigcc.targets import worker
 from aigcc.targets.culprit import with_culprit
-from aigcc.targets.dims import with_sizes
 from aigcc.targets.jetson.example import EXAMPLE
 from aigcc.targets.jetson.machine_code import read_library
 from aigcc.targets.jetson.program import (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from aigcc.dims import dynamic_dims, sample_sizes, with_input_sizes
 from aigcc.errors import TargetError, did_you_mean
 from aigcc.ir.module import Module
+from aigcc.ranges import Range, declared, settle_on, settled
 from aigcc.samples import Samples
-from aigcc.targets.dims import dynamic_dims, sample_sizes, with_input_sizes
 
 _FORM = "dims=[NAME:SIZE]"
 
@@ -22,12 +23,18 @@ def given_sizes(module: Module, dims: Sequence[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for text in dims:
         name, _, size = text.rpartition(":")
-        if not size.isdecimal() or not int(size):
+        if not size.isdecimal():
             raise TargetError(f"{text!r} is no size of a dim", hint=f"the form is {_FORM}")
         if name not in places:
             known = did_you_mean(name, places) if places else "all shapes are fixed"
             raise TargetError(f"the model has no dynamic dim {name!r}", hint=known)
         sizes[name] = int(size)
+        allowed = declared(module).get(name, Range())
+        if sizes[name] not in allowed:
+            raise TargetError(
+                f"the dim {name!r} may be {allowed}, as the model was exported, and not {size}",
+                hint="give another size, or export the model with a wider range",
+            )
     return sizes
 
 
@@ -40,8 +47,11 @@ def seen_sizes(module: Module, given: Mapping[str, int], samples: Samples | None
     if samples is None or not dynamic_dims(module):
         return {}
     if samples.synthetic:
-        samples = samples.fitted(with_input_sizes(module, given))
-        return sample_sizes(samples.module, next(iter(samples)))
+        sized = with_input_sizes(module, given)
+        settle_on(sized, {**settled(module), **given})  # for sums that they stand in
+        made = samples.fitted(sized)
+        seen = sample_sizes(made.module, next(iter(made)))
+        return {name: size for name, size in seen.items() if name not in given}
     first: dict[str, int] = {}
     for index, feeds in enumerate(samples):
         sizes = sample_sizes(module, feeds)

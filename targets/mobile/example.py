@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from aigcc.ir.module import Module
-from aigcc.synthetic import choose_dims, count_tokens, input_shape, recipe, symbols
+from aigcc.ranges import symbols
+from aigcc.synthetic import choose_dims, count_tokens, input_shape, recipe
 from aigcc.targets.examples import READ_INPUTS
 
 _PROGRAM = '''\

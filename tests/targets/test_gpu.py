@@ -21,6 +21,7 @@ from aigcc.passes.to_fp16 import ToFp16
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse
+from aigcc.ranges import Range, declare
 from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
 from aigcc.target import Capabilities, check_against
@@ -290,6 +291,24 @@ def test_dims_come_from_options_then_from_samples(tmp_path: Path) -> None:
     target = Gpu(emit="onnx", dims=("batch:2:4:6",))
     facts = target.lower(made, tmp_path, Context(samples=samples)).facts
     assert facts["profiles"] == {"x": [[2, 1], [4, 700], [6, 700]]}
+
+
+def test_dims_keep_to_what_is_declared_and_to_what_the_nodes_take(tmp_path: Path) -> None:
+    text = """g (float[batch,"2*th"] x, float[past,4] cache, float[n,4] z) => (y, c, s)
+    <float[12,4] table = {%s}> {
+      y = Relu (x)  c = Relu (cache)  s = Add (z, table)
+    }"""
+    made = module(text % ", ".join("1" * 48))
+    declare(made, {"th": Range(2, 16, 8), "past": Range(0, 508)})
+    ctx = Context(samples=load_samples(None, made))
+    facts = Gpu(emit="onnx").lower(made, tmp_path, ctx).facts
+    assert facts["profiles"] == {
+        "x": [[1, 4], [1, 8], [8, 32]],
+        "cache": [[0, 4], [8, 4], [508, 4]],
+        "z": [[1, 4], [1, 4], [1, 4]],
+    }
+    with pytest.raises(TargetError, match="may be 2 to 16, as the model was exported, and not 1"):
+        Gpu(emit="onnx", dims=("th:1:2:16",)).lower(made, tmp_path, ctx)
 
 
 def test_samples_outside_of_a_profile_are_said(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.pipeline.text import parse
+from aigcc.ranges import Range, declare
 from aigcc.runtime import OrtSession
 from aigcc.samples import load_samples
 from aigcc.target import Lowered
@@ -125,6 +126,21 @@ def test_dims_are_fixed_before_the_first_pass() -> None:
     assert not ctx.remarks
     assert next(iter(load_samples(None, made).fitted(fixed)))["z"].shape == (2, 16)
     assert str(made.inputs[0].shape) == "[batch,16]"
+
+
+def test_dims_follow_from_samples_and_keep_to_what_is_declared() -> None:
+    made = Module.parse(
+        '<ir_version: 10, opset_import: ["" : 18]>\n'
+        'g (float["2*th"] x, float["th + past"] z) => (float["2*th"] y, float["th + past"] n)'
+        " { y = Neg (x)  n = Neg (z) }"
+    )
+    declare(made, {"th": Range(1, 16), "past": Range(0, 4)})
+    feeds = {"x": np.ones(6, np.float32), "z": np.ones(5, np.float32)}
+    ctx = Context(samples=load_samples(feeds, made))
+    fixed = Jetson().prepare(made, ctx)
+    assert [str(value.shape) for value in fixed.inputs] == ["[6]", "[5]"]
+    with pytest.raises(TargetError, match=r"'th' may be 1 to 16, as .* exported, and not 17"):
+        Jetson(dims=("th:17",)).prepare(made, ctx)
 
 
 def test_open_dims_are_fixed_at_their_size_in_the_samples() -> None:

@@ -17,11 +17,11 @@ from aigcc.analysis.layers.splice import splice
 from aigcc.analysis.metrics import Agreement
 from aigcc.analysis.streaming.plan import value_bytes
 from aigcc.analysis.streaming.stream import LIMIT, Stream
+from aigcc.dims import sample_sizes
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.noise import equal_noises
 from aigcc.synthetic import choose_dims
-from aigcc.targets.dims import sample_sizes
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]

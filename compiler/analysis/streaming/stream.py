@@ -21,8 +21,9 @@ from aigcc.errors import CompileError, did_you_mean
 from aigcc.exact import exact
 from aigcc.ir.module import Module
 from aigcc.ir.slots import slots
+from aigcc.ranges import symbols
 from aigcc.runtime import explained
-from aigcc.synthetic import choose_dims, symbols
+from aigcc.synthetic import choose_dims
 
 Array = npt.NDArray[Any]
 Consume = Callable[[str, Array], None]

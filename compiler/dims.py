@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
-from aigcc.synthetic import Array, resolve, symbols
+from aigcc.ranges import resolve, solve, symbols
+from aigcc.synthetic import Array
 
 
 def dynamic_dims(module: Module) -> dict[str, str]:
@@ -43,14 +44,15 @@ def is_fixed(dim: int | ir.SymbolicDim) -> bool:
 def sample_sizes(module: Module, feeds: Mapping[str, Array]) -> dict[str, int]:
     """The sizes that a sample of a module gives to its dynamic dims."""
     sizes: dict[str, int] = {}
+    named = []
     for value in module.inputs:
         for axis, dim in enumerate(value.shape or ()):
-            if is_fixed(dim):
-                continue
-            name = str(dim) if symbols(dim) else _place(value, axis)
-            if symbols(dim) <= {name}:  # an expression's size follows from its symbols'
-                sizes.setdefault(name, feeds[str(value.name)].shape[axis])
-    return sizes
+            size = feeds[str(value.name)].shape[axis]
+            if symbols(dim):
+                named.append((dim, size))
+            elif not is_fixed(dim):
+                sizes[_place(value, axis)] = size
+    return sizes | solve(named)
 
 
 def with_sizes(module: Module, sizes: Mapping[str, int]) -> Module:
