@@ -17,7 +17,6 @@ from aigcc.errors import CompileError, SampleError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.ranges import declared, resolve, solve, symbols
 from aigcc.sample_sources import call, from_folder, import_function, read_npz
-from aigcc.settle import settle
 from aigcc.synthetic import COUNT, synthetic_feeds
 
 if TYPE_CHECKING:
@@ -129,6 +128,8 @@ def load_samples(source: Source | None, module: Module) -> Samples:
     """
     notes: list[str] = []
     if source is None:
+        from aigcc.settle import settle  # which runs the model
+
         settle(module)
     made = Samples(module, *_reader(source, module, notes), source is None, notes)
     next(iter(made))
