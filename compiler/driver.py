@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.metadata
 import platform
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -235,7 +236,7 @@ def build(
     original = load(source, inputs, dynamic_shapes, roots=roots, freeze=freeze)
     feeds = samples if isinstance(samples, Samples) else load_samples(samples, original)
     ctx = Context(target=target, samples=feeds, threads=threads, progress=progress)
-    ctx.maker = target.name
+    ctx.maker, ctx.original = target.name, original
     prepared = target.prepare(original, ctx)
     ctx.samples = feeds = feeds.fitted(prepared)
     if calibration is not None:
@@ -243,8 +244,8 @@ def build(
             calibration if isinstance(calibration, Samples) else load_samples(calibration, prepared)
         )
     module = prepared.clone()
-    with staged(out, overwrite=overwrite) as staging:
-        runs = _run(manager, module, ctx, out)
+    with staged(out, overwrite=overwrite) as staging, _recipe_left(ctx, out, recipe):
+        runs = manager.run(module, ctx)
         target = ctx.target or target
         _refuse_problems(target, module, pipeline)
         ctx.maker = target.name
@@ -319,22 +320,31 @@ def build(
     return Build(Artifact.load(out, check=False), original, module, runs, ctx.remarks, feeds)
 
 
-def _run(manager: PassManager, module: Module, ctx: Context, out: Path) -> list[PassRun]:
-    """All passes; where a budget is missed, the best mixture is left beside `out` as a recipe."""
+@contextlib.contextmanager
+def _recipe_left(ctx: Context, out: Path, given: str | Path | None) -> Iterator[None]:
+    """Where a build ends in an error after a search, leave what was found beside `out`.
+
+    That is the mixture that was chosen; where a budget is missed, the best one.
+    """
     from aigcc.analysis.recipe import BudgetMissed
     from aigcc.passes.quant.summary import tried
 
     try:
-        return manager.run(module, ctx)
+        yield
     except CompileError as error:
-        missed = error.__cause__
-        if isinstance(missed, BudgetMissed):
-            path = out.with_name(f"{out.name}.{RECIPE}")
-            missed.recipe.save(path)
-            hint = f"{missed.hint}; --recipe {path} builds the best one"
-            lines = [str(error.at or out), *tried(map(dataclasses.asdict, ctx.remarks))]
-            raise CompileError(missed.what, at="\n      ".join(lines), hint=hint) from error
-        raise
+        missed = error.__cause__ if isinstance(error.__cause__, BudgetMissed) else None
+        recipe = ctx.recipe if missed is None else missed.recipe
+        if recipe is None or given is not None:
+            raise
+        path = out.with_name(f"{out.name}.{RECIPE}")
+        recipe.save(path)
+        if missed is None:
+            kept = f"--recipe {path} builds what the search found, once this is mended"
+            hint = f"{error.hint}; {kept}" if error.hint else kept
+            raise type(error)(error.what, at=error.at, hint=hint) from error
+        hint = f"{missed.hint}; --recipe {path} builds the best one"
+        lines = [str(error.at or out), *tried(map(dataclasses.asdict, ctx.remarks))]
+        raise CompileError(missed.what, at="\n      ".join(lines), hint=hint) from error
 
 
 def _other_bounds(

@@ -14,8 +14,9 @@ from aigcc.errors import CompileError, did_you_mean
 from aigcc.ir.module import Module
 from aigcc.ir.names import name_apart
 from aigcc.options import option, show
-from aigcc.passes.quant.candidates import candidates
+from aigcc.passes.quant.candidates import Candidates, candidates
 from aigcc.passes.quant.evidence import Evidence
+from aigcc.passes.quant.found import Found
 from aigcc.passes.quant.placement import weight_of
 from aigcc.passes.quant.quantise import FULL, PRECISION, Method, Place
 from aigcc.passes.quant.raising import raised
@@ -42,9 +43,10 @@ class AssignPrecision(Pass):
     what the programme may use up is corrected until the measured figures keep the budget. One
     scheme wherever it has a kernel is measured as well, unless its errors are far too many: between
     such nodes nothing is converted, which timing them alone cannot show. Samples that calibrated a
-    program do not judge it. Where the target leaves open what floats nodes run in that are not
-    quantised, that is decided first. The choice is written on the nodes, for `insert-qdq`, and as a
-    recipe into the artifact.
+    program do not judge it. What is chosen is built and judged by all samples, as the build is in
+    the end; the search goes on where that misses the budget. Where the target leaves open what
+    floats nodes run in that are not quantised, that is decided first. The choice is written on the
+    nodes, for `insert-qdq`, and as a recipe into the artifact.
     """
 
     name: ClassVar[str] = "assign-precision"
@@ -81,12 +83,12 @@ class AssignPrecision(Pass):
             )
         check_outputs(budget, module)
         module = raised(module, ctx)
-        plain, ctx.target = ctx.target, self._base(module, budget, ctx)
-        known = candidates(module, ctx, by_size=bool(budget.of(["size"])))
-        evidence = self._gather(module, [*known.choices, *known.uniform], budget, ctx)
-        sensitivity = Sensitivity.measure(module, known.choices, evidence, ctx)
-        trials = Trials(module, evidence, plain, ctx.target, ctx)
-        found = search(known, sensitivity, budget, trials, ctx)
+        plain, base = ctx.target, self._base(module, budget, ctx)
+        known, found = self._search(module, budget, plain, base, ctx)
+        first = plain.bases()[0]
+        if base != first and budget.shortfall(found.figures.measured, found.figures.original):
+            ctx.note(None, f"{show(base, base.name)} misses the budget on all samples", tried=True)
+            known, found = self._search(module, budget, plain, first, ctx)
         nodes = list(module.graph)
         for choice in known.choices:
             if choice.position not in found.precision:
@@ -106,6 +108,17 @@ class AssignPrecision(Pass):
                 recipe=recipe,
             )
         return recipe
+
+    def _search(
+        self, module: Module, budget: Budget, plain: Target, base: Target, ctx: Context
+    ) -> tuple[Candidates, Found]:
+        """What there is to choose from for one of a target's bases, and the best of it."""
+        ctx.target = base
+        known = candidates(module, ctx, by_size=bool(budget.of(["size"])))
+        evidence = self._gather(module, [*known.choices, *known.uniform], budget, ctx)
+        sensitivity = Sensitivity.measure(module, known.choices, evidence, ctx)
+        trials = Trials(module, evidence, plain, base, ctx)
+        return known, search(known, sensitivity, budget, trials, ctx)
 
     def _gather(
         self, module: Module, choices: Sequence[Choice], budget: Budget, ctx: Context

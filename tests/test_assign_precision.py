@@ -29,7 +29,7 @@ from aigcc.passes.quant.readback import refuse_mismatches
 from aigcc.passes.quant.search import search
 from aigcc.passes.quant.sensitivity import Sensitivity
 from aigcc.passes.quant.switch import Choice, Switch
-from aigcc.passes.quant.trial import Figures
+from aigcc.passes.quant.trial import Figures, Verdict
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import PassManager
 from aigcc.runtime import OrtSession
@@ -128,7 +128,7 @@ def test_one_scheme_for_all_is_measured_unless_it_is_far_from_the_budget(net, sh
             return [latencies[len(mixture)] for mixture in mixtures]
 
         def confirm(self, mixture):
-            return {}
+            return Verdict()
 
     found = search(known, costs, Budget.parse("sqnr>=20"), Trials(), context(net))
     assert found.precision == dict.fromkeys(range(chosen), "w8a8")
@@ -325,6 +325,78 @@ def test_the_best_mixture_that_breaks_a_budget_is_kept_as_a_recipe(net, tmp_path
     assert "size 199.7 kB, which is not enough" in str(error.value.at)
     assert set(Recipe.load(best).precision) == {"first", "second", "third"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "net.onnx", best.name]
+
+
+def uneven(count=20, odd=1):
+    """Samples of which one, that a search does not look at, is far smaller than all others."""
+    feeds = samples(1, count)
+    feeds[odd]["x"] *= 0.02
+    return feeds
+
+
+def test_all_samples_judge_what_a_search_chose_by_some(net):
+    given = load_samples(uneven, net)
+    ctx = Context(target=make_target("mobile"), samples=given, threads=1)
+    trials = trial.Trials(net, gathered(net, ctx), ctx.target, ctx.target, ctx)
+    mixture = {0: "w8a8"}
+    few, verdict = trials.measure(mixture), trials.confirm(mixture)
+    assert 1 not in given.spaced(8)
+    assert max(few.shares.values()) < 1 < max(verdict.figures.shares.values())
+    assert few.measured["sqnr"] > 25 > 15 > verdict.figures.measured["sqnr"]
+    assert verdict.figures.measured["size"] == few.measured["size"]
+    assert verdict.wrong == {}
+    assert trials.confirm({}).figures is None
+
+
+def test_what_is_confirmed_is_compared_with_the_model_as_it_was_read(net):
+    ctx = Context(target=make_target("mobile"), samples=load_samples(uneven, net), threads=1)
+    ctx.original = net.clone()
+    for value in ctx.original.graph.initializers.values():
+        value.const_value = ir.tensor(-value.const_value.numpy(), name=value.name)
+    trials = trial.Trials(net, gathered(net, ctx), ctx.target, ctx.target, ctx)
+    verdict = trials.confirm({0: "w8"})
+    assert verdict.figures.measured["sqnr"] == pytest.approx(-6.02, abs=0.1)
+
+
+def test_a_build_keeps_its_budget_on_all_samples_or_plans_again(net, tmp_path):
+    net.save(tmp_path / "net.onnx")
+    made = aigcc.build(
+        tmp_path / "net.onnx",
+        "mobile",
+        tmp_path / "out",
+        samples=uneven,
+        budget="sqnr>=20,size<=0.8x",
+    )
+    (row,) = made.artifact.manifest["quality"]["outputs"]
+    assert row["sqnr"] >= 20
+    assert (
+        made.artifact.manifest["bytes"]["after"] <= 0.8 * made.artifact.manifest["bytes"]["before"]
+    )
+
+
+class Broken(InsertQdq):
+    """Fails, whatever came before it."""
+
+    name = "broken"
+
+    def run(self, module, ctx):
+        raise CompileError("no more of this", hint="mend it")
+
+
+def test_a_build_that_fails_after_a_search_leaves_its_recipe(net, tmp_path):
+    net.save(tmp_path / "net.onnx")
+    with pytest.raises(CompileError, match="no more of this") as error:
+        aigcc.build(
+            tmp_path / "net.onnx",
+            "mobile",
+            tmp_path / "out",
+            passes=[AssignPrecision(budget="sqnr>=20,size<=0.8x"), Broken()],
+            samples=lambda: samples(1),
+        )
+    left = tmp_path / "out.recipe.toml"
+    assert f"mend it; --recipe {left} builds what the search found" in str(error.value.hint)
+    assert set(Recipe.load(left).precision) == {"first", "second", "third"}
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_is_replayed_whatever_quality_it_was_made_for(net, tmp_path):

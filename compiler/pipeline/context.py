@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from aigcc.analysis.budget import Budget
     from aigcc.analysis.calibration.calibrate import Calibration
     from aigcc.analysis.recipe import Recipe
+    from aigcc.ir.module import Module
     from aigcc.samples import Samples
     from aigcc.target import Target
 
@@ -47,6 +48,8 @@ class Context:
         samples: Inputs to measure on, or None.
         calibration_samples: Inputs to calibrate on; those to measure on where there are none.
         calibration: Statistics of activations that a pass has left for later ones.
+        original: The model as it was read, which a build is compared with in the end; None where
+            that is what the first pass gets.
         recipe: The precisions that a pass has chosen.
         budget: What a pass that changes values has promised to keep.
         threads: How many threads a pass may use; None means all cores, and more than there are
@@ -65,6 +68,7 @@ class Context:
     samples: Samples | None = None
     calibration_samples: Samples | None = None
     calibration: Calibration | None = None
+    original: Module | None = None
     recipe: Recipe | None = None
     budget: Budget | None = None
     threads: int | None = None

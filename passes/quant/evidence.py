@@ -72,6 +72,7 @@ class Evidence:
         feeds: Samples to judge by: eight at the most, the first and the last among them.
         expected: What the model as it is makes of them, in ONNX Runtime without optimisations.
         folds: What to build, and what to judge it by.
+        final: The ranges that a build has, of all samples that there are to calibrate on.
         memory: What was measured before with the same model, samples and budget.
     """
 
@@ -79,6 +80,7 @@ class Evidence:
     feeds: Sequence[Feeds]
     expected: Sequence[Outputs]
     folds: Sequence[Fold]
+    final: Ranges
     memory: Memory
 
     @classmethod
@@ -113,6 +115,7 @@ class Evidence:
             feeds,
             expected,
             list(_folds(module, places, positions, method, probes, ctx)),
+            Ranges.of(ctx.calibration, method),
             Memory(_store(module, places, (str(budget), method, probes), feeds, ctx)),
         )
 

@@ -10,7 +10,6 @@ from typing import Any
 from aigcc.analysis.budget import QUALITY, Budget
 from aigcc.passes.quant.trial import Figures
 
-MOST = 0.97  # of the budget: the program itself is calibrated on all samples
 _ENOUGH = 0.85  # of the budget used up is near enough to it
 
 
@@ -39,6 +38,17 @@ class Found:
         measured = {**figures.measured, "latency": figures.original["latency"] * ratio}
         return Found(self.precision, dataclasses.replace(figures, measured=measured))
 
+    def scaled(self, factor: float) -> Found:
+        """The same if quality uses up so many times as much of its bounds."""
+        shares = {bound: share * factor for bound, share in self.figures.shares.items()}
+        return Found(self.precision, dataclasses.replace(self.figures, shares=shares))
+
+    def judged(self, figures: Figures) -> Found:
+        """The same with quality and size as other samples show them, and its own latency."""
+        measured = {**self.figures.measured, **figures.measured}
+        original = {**self.figures.original, **figures.original}
+        return Found(self.precision, Figures(figures.shares, measured, original))
+
     def facts(self) -> dict[str, Any]:
         """For the recipe."""
         figures = {k: v for k, v in self.figures.measured.items() if math.isfinite(v)}
@@ -47,10 +57,8 @@ class Found:
 
 
 def keeps(found: Found, budget: Budget) -> bool:
-    """Whether a budget is kept, by a quantised model with some room for other ranges."""
-    if found.precision and found.used > MOST:
-        return False
-    return not budget.missed(found.figures.measured, found.figures.original)
+    """Whether a budget is kept."""
+    return found.used <= 1 and not budget.missed(found.figures.measured, found.figures.original)
 
 
 def is_near(found: Found, nothing: Found, budget: Budget) -> bool:

@@ -12,19 +12,22 @@ from pathlib import Path
 
 from aigcc.analysis.damage import Damage
 from aigcc.benchmark import interleave
+from aigcc.deployed import open_program
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.ir.slots import slots
 from aigcc.noise import equal_noise
 from aigcc.options import show
-from aigcc.passes.quant.evidence import Evidence, Fold
+from aigcc.passes.quant.evidence import Evidence, Ranges
 from aigcc.passes.quant.quantise import FULL, PRECISION, places, quantise
 from aigcc.passes.quant.readback import read_back
 from aigcc.pipeline.context import Context
+from aigcc.quality import measure
 from aigcc.reference import Reference
 from aigcc.target import Session, Target, node_label
 
 _SECONDS = 4.0
+_POSITION = "aigcc.position"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,19 @@ class Figures:
         if "latency" not in self.measured:
             return None
         return self.measured["latency"] / self.original["latency"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a build would make of a mixture.
+
+    Attributes:
+        wrong: What would run in another dtype than planned: schemes by position.
+        figures: On all samples; None where no more is known of it than before.
+    """
+
+    wrong: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    figures: Figures | None = None
 
 
 class Refused(CompileError):
@@ -117,35 +133,60 @@ class Trials:
         programs = {"full": partial(self._plain.run, feeds)}
         for number, mixture in enumerate(mixtures):
             if mixture or not self._is_plain:
-                session = self._open(self._build(mixture, self._evidence.folds[0]))
+                session = self._open(self._build(mixture, self._evidence.folds[0].ranges))
                 programs[str(number)] = partial(session.run, feeds)
         timing = interleave(programs, seconds=_SECONDS * len(programs))
         found = [timing.get(str(number)) for number in range(len(mixtures))]
         return {"ratios": [1.0 if each is None else each.ratio for each in found]}
 
-    def confirm(self, precision: Mapping[int, str]) -> dict[int, str]:
-        """What the program of a mixture runs in another dtype than planned: schemes by position.
-
-        Nothing where this machine cannot run it: then nothing would be learned in time.
+    def confirm(self, precision: Mapping[int, str]) -> Verdict:
+        """Build a mixture as it will be in the end, and judge it as a build is judged.
 
         Raises:
-            Refused: the target's compiler does not take the mixture.
+            Refused: the target's compiler does not take the mixture, or its program fails.
         """
-        if self._plain is None:
-            return {}
-        made = self._build(precision, self._evidence.folds[0])
-        apart = silent(self._ctx)
+        if self._is_plain and not precision:
+            return Verdict()
+        made, target = self._build(precision, self._evidence.final), self._target
+        self._ctx.progress("judging the choice by all samples", 1.0)
         with _scratch() as folder, _refused():
-            lowered = self._target.lower(made, folder, apart)
-        wrong, _ = read_back(made, self._target, lowered.precision)
-        positions = {node_label(node): place for place, node in enumerate(self._module.graph)}
-        return {positions[each.node]: each.scheme for each in wrong}
+            if self._plain is None:  # lowering takes long then, and nothing would be learned
+                return Verdict({}, self._judge(made, self._open(made)))
+            if problems := target.check(made):
+                raise CompileError(problems[0].message, at=problems[0].node)
+            lowered = target.lower(made, folder, silent(self._ctx))
+            wrong, _ = read_back(made, target, lowered.precision)
+            if wrong:
+                places = {
+                    node_label(node): node.metadata_props.get(_POSITION) for node in made.graph
+                }
+                return Verdict(
+                    {int(place): w.scheme for w in wrong if (place := places[w.node]) is not None}
+                )
+            session = open_program(target, made, folder, lowered, silent(self._ctx))
+            return Verdict({}, self._judge(made, session or self._open(made)))
+
+    def _judge(self, made: Module, session: Session) -> Figures:
+        ctx, budget = self._ctx, self._evidence.budget
+        assert ctx.samples is not None
+        original = ctx.original or self._module
+        quality = measure(original, session, ctx.samples, ctx.threads, budget, inputs=made.inputs)
+        if quality.failure is not None:
+            raise quality.failure
+        quality.refuse_elsewhere(self._target.tolerance, show(self._target, self._target.name))
+        assert quality.damage is not None
+        damage = quality.damage
+        return Figures(
+            damage.used(),
+            {**damage.figures(), "size": size_of(made)},
+            {**damage.original(), "size": self._size},
+        )
 
     def _measure(self, precision: Mapping[int, str]) -> dict[str, Mapping[str, float]]:
         evidence = self._evidence
         damage = Damage(evidence.budget)
         for fold in evidence.folds:
-            made = self._build(precision, fold)
+            made = self._build(precision, fold.ranges)
             with _refused():
                 session = self._open(made)
             for position in fold.judged:
@@ -179,12 +220,13 @@ class Trials:
         ratio = timing["tried"].ratio if session is not None else 1.0
         return {"latency": seconds * ratio}, {"latency": seconds}
 
-    def _build(self, precision: Mapping[int, str], fold: Fold) -> Module:
+    def _build(self, precision: Mapping[int, str], ranges: Ranges) -> Module:
         made = self._module.clone()
         for position, node in enumerate(made.graph):
+            node.metadata_props[_POSITION] = str(position)
             node.metadata_props[PRECISION] = precision.get(position, FULL)
         apart = silent(self._ctx)
-        found, ranges = list(places(made, FULL, apart)), fold.ranges
+        found = list(places(made, FULL, apart))
         quantise(made, found, ranges.range_of, "max", apart, ranges.tuning)
         return made
 
