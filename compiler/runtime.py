@@ -17,6 +17,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from aigcc.errors import CompileError, did_you_mean
+from aigcc.ir.bodies import with_written
 from aigcc.ir.module import Module
 
 Array = npt.NDArray[Any]
@@ -222,7 +223,7 @@ def _as_file(source: str | Path | Module) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="aigcc-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
-        readable(source).save(path, external=True)
+        with_written(readable(source)).save(path, external=True)
         yield path
 
 

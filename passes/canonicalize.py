@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from aigcc.ir.bodies import put_copy, unwritten_outputs
 from aigcc.ir.module import Module
+from aigcc.ir.names import Names
 from aigcc.options import option
 from aigcc.passes.eliminate_dead import EliminateDead
 from aigcc.passes.fold_constants import FoldConstants
@@ -48,6 +50,11 @@ class Canonicalize(Pass):
             MergeSubexpressions(),
             EliminateDead(),
         ]
+        names = Names(module)
+        for node, graph, index in list(unwritten_outputs(module)):
+            if not ctx.rewrite(node, f"{node.op_type} whose outputs are all written"):
+                return
+            put_copy(graph, index, names)
         _run(LiftConstants(), maker, module, ctx)
         _run(InferShapes(), maker, module, ctx)
         _run(UnpackSequences(), maker, module, ctx)

@@ -51,7 +51,8 @@ class Splicer:
                 value.type = copy.deepcopy(value.type)  # which `value.dtype = ...` would change
             self._count.update(_names(inner))
         for old, new in zip(made.inputs, inputs, strict=True):
-            old.replace_all_uses_with(new)
+            for node, position in tuple(old.uses()):
+                node.replace_input_with(position, new)
         given = dict(zip(made.inputs, inputs, strict=True))
         return [given.get(value, value) for value in self.move(made, graph, place)]
 

@@ -6,16 +6,45 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import onnx_ir as ir
 
 from aigcc.errors import TargetError
 from aigcc.ir.edit import remove_node
 from aigcc.ir.module import Module
+from aigcc.ir.text.facts import source_line
 from aigcc.target import node_label
 from aigcc.targets.worker import Died
 
 _SECONDS = 90.0
+_HINT = (
+    "this is a fault of the device's compiler: write the node otherwise, try another precision or "
+    "target, and report it with the model up to there"
+)
+
+T = TypeVar("T")
+Progress = Callable[[str, float], None]
+
+
+def built(
+    module: Module, out: Path, progress: Progress, build: Callable[[Module, Path, Progress], T]
+) -> T:
+    """What `build` makes of a module in a folder.
+
+    Raises:
+        TargetError: it failed, or its process died; with the node, which is looked for where the
+            compiler names none.
+    """
+    try:
+        return build(module, out, progress)
+    except TargetError as error:
+        progress("looking for the node at which the device's compiler fails", 0.0)
+
+        def again(part: Module, folder: Path) -> None:
+            build(part, folder, lambda text, fraction: None)
+
+        raise with_culprit(error, module, again) from error
 
 
 def with_culprit(
@@ -24,8 +53,12 @@ def with_culprit(
     """The error, with the node at which a module fails to build where it names none."""
     if error.at and not isinstance(error, Died):
         return error
-    at = find_culprit(module, build)
-    hint = error.hint or "this is a fault of the device's compiler: write this otherwise"
+    named = [node for node in module.nodes() if node.name and node.name in error.what]
+    if named:
+        at = _place(max(named, key=lambda node: len(node.name or "")))
+    else:
+        at = find_culprit(module, build)
+    hint = _HINT if isinstance(error, Died) else error.hint or _HINT
     return TargetError(error.what, at=at or error.at, hint=hint)
 
 
@@ -50,8 +83,14 @@ def find_culprit(module: Module, build: Callable[[Module, Path], None]) -> str:
     if not nodes or (wrong == len(nodes) > 1 and right == 0):
         return ""  # not even one half was built
     node = nodes[wrong - 1]
-    found = f"node {node_label(node)} ({node.op_type})"
+    found = _place(node)
     return found if wrong - right == 1 else f"behind {node_label(nodes[right - 1])}, up to {found}"
+
+
+def _place(node: ir.Node) -> str:
+    """A node in words, with the line of the torch source where that is known."""
+    line = source_line(node.metadata_props)
+    return f"node {node_label(node)} ({node.op_type})" + (f", {line}" if line else "")
 
 
 def _fails(module: Module, build: Callable[[Module, Path], None]) -> bool:

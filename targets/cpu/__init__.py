@@ -13,7 +13,9 @@ import numpy as np
 from onnx_ir.passes.common import InlinePass
 
 from aigcc.errors import TargetError
+from aigcc.ir.bodies import passed_outputs, put_copy
 from aigcc.ir.module import Module
+from aigcc.ir.names import Names
 from aigcc.options import option
 from aigcc.passes.legal.norms import SummedGroupNorm
 from aigcc.pipeline.context import Context
@@ -36,6 +38,7 @@ from aigcc.targets.cpu.kernels import KERNELS, Kernel, summarise, with_products,
 from aigcc.targets.cpu.machine import has_bfloat16, processor
 from aigcc.targets.cpu.refusals import refusals
 from aigcc.targets.cpu.session import OpenVinoSession
+from aigcc.targets.culprit import Progress, built
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
@@ -139,21 +142,25 @@ class Cpu(Target):
         self.check_tools()
         module = self._spelt(module)
         properties = self.properties(ctx.threads)
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            source, feeds = Path(scratch) / "model.onnx", Path(scratch) / "feeds.npz"
-            module.save(source, external=True)
-            request = {
-                "source": str(source),
-                "out": str(out / MODEL),
-                "properties": properties,
-                "nodes": [
-                    [node_label(node), [value.name for value in node.outputs if value.name]]
-                    for node in module.graph
-                ],
-                "inputs": _save_feeds(module, ctx, feeds),
-                "feeds": str(feeds),
-            }
-            answer = worker.call(f"{convert.__name__}:lower", request, ctx.progress)
+
+        def build(part: Module, folder: Path, progress: Progress) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                source, feeds = Path(scratch) / "model.onnx", Path(scratch) / "feeds.npz"
+                part.save(source, external=True)
+                request = {
+                    "source": str(source),
+                    "out": str(folder / MODEL),
+                    "properties": properties,
+                    "nodes": [
+                        [node_label(node), [value.name for value in node.outputs if value.name]]
+                        for node in part.graph
+                    ],
+                    "inputs": _save_feeds(module, ctx, feeds),
+                    "feeds": str(feeds),
+                }
+                return worker.call(f"{convert.__name__}:lower", request, progress)
+
+        answer = built(module, out, ctx.progress, build)
         kernels = with_products([Kernel(**row) for row in answer["kernels"]], module)
         write_table(kernels, out / KERNELS)
         facts = {
@@ -194,6 +201,9 @@ class Cpu(Target):
         """A module as OpenVINO knows it, without calls of functions, and as it is fastest."""
         made = module.clone()
         InlinePass()(made.model)
+        names = Names(made)
+        for _, graph, index in list(passed_outputs(made)):
+            put_copy(graph, index, names)
         for node in made.nodes():  # it takes an input without a name for one that is not known
             while node.inputs and node.inputs[-1] is None:
                 node.resize_inputs(len(node.inputs) - 1)

@@ -15,6 +15,15 @@ from aigcc.target import Problem, node_label
 _LARGEST = (1 << 31) - 1
 # Where a number beyond 32 bits is as good as the largest: ends of slices and the like.
 _CLAMPED = frozenset({"Clip", "Max", "Min", "NonMaxSuppression", "Reshape", "Slice", "Where"})
+_MOVES = frozenset({"Concat", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+# Whose reader asks how many dims there are.
+_RANKED = frozenset(
+    {
+        "ArgMax", "ArgMin", "Conv", "ConvInteger", "DepthToSpace", "DequantizeLinear",
+        "InstanceNormalization", "LpNormalization", "MaxPool", "QLinearConv", "ReverseSequence",
+        "RotaryEmbedding", "SpaceToDepth",
+    }
+)  # fmt: skip
 _SMALL = 1 << 16  # constants of more elements are weights
 
 
@@ -31,6 +40,14 @@ def refusals(module: Module) -> Iterator[Problem]:
             if reason := look(node):
                 yield Problem(f"{node.op_type}: {reason}", node=node_label(node))
         yield from _unknown_ranks(node)
+    for node in module.graph.all_nodes():  # those of functions are known when these are inlined
+        x = node.inputs[0] if node.inputs else None
+        if node.op_type in _RANKED and not node.domain and x is not None and x.shape is None:
+            yield Problem(
+                f"{node.op_type}: the number of dims of {x.name!r} must be known",
+                node=node_label(node),
+                hint="let the inputs of the model say their dims, by names where sizes vary",
+            )
 
 
 def _doubles(module: Module) -> Iterator[Problem]:
@@ -68,7 +85,7 @@ def _unknown_ranks(node: ir.Node) -> Iterator[Problem]:
 
 def _large_integers(node: ir.Node) -> str:
     """Integers have 32 bits."""
-    if node.op_type in _CLAMPED:
+    if _is_clamped(node):
         return ""
     for value in node.inputs:
         tensor = constant(value)
@@ -78,6 +95,16 @@ def _large_integers(node: ir.Node) -> str:
         if array.size and max(-int(array.min()) - 1, int(array.max())) > _LARGEST:
             return f"its input {value.name!r} needs more than 32 bits" if value is not None else ""
     return ""
+
+
+def _is_clamped(node: ir.Node) -> bool:
+    """Whether all that is made of a node's numbers, moved as they are, is fine at the largest."""
+    if node.op_type not in _MOVES:
+        return node.op_type in _CLAMPED
+    values = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+    users = [use.node for value in values for use in value.uses()]
+    is_seen = any(value.is_graph_output() for value in values)
+    return not is_seen and all(map(_is_clamped, users))
 
 
 def _blocks(node: ir.Node) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.target import Capabilities, Lowered, Problem, Requirement, Target, node_label
 from aigcc.targets import worker
-from aigcc.targets.culprit import with_culprit
+from aigcc.targets.culprit import Progress, built
 from aigcc.targets.gpu import builder
 from aigcc.targets.gpu.example import example_for
 from aigcc.targets.gpu.faults import find_faults
@@ -249,34 +249,18 @@ def _lacks(dtype: str, without: Sequence[str], architectures: Sequence[str]) -> 
 
 
 def _build(module: Module, request: dict[str, Any], out: Path, ctx: Context) -> dict[str, Any]:
-    """Build the engine; an error names the node, which is looked for where the builder does not."""
-    try:
-        return _attempt(module, request, out, ctx.progress)
-    except TargetError as error:
-        named = [node for node in module.nodes() if node.name and node.name in error.what]
-        if named:
-            node = max(named, key=lambda node: len(node.name or ""))
-            raise TargetError(
-                error.what, at=f"node {node.name} ({node.op_type})", hint=error.hint
-            ) from error
-        ctx.progress("looking for the node at which the builder fails", 0.0)
+    """Build the engine of a module, or of its first nodes, in a process of its own."""
 
-        def build(part: Module, folder: Path) -> None:
-            shapes = {value.name for value in part.inputs}
-            profiles = {n: s for n, s in request["profiles"].items() if n in shapes}
-            _attempt(part, request | {"profiles": profiles}, folder, lambda text, done: None)
+    def build(part: Module, folder: Path, progress: Progress) -> dict[str, Any]:
+        inputs = {value.name for value in part.inputs}
+        profiles = {n: s for n, s in request["profiles"].items() if n in inputs}
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            onnx = Path(scratch) / ONNX
+            _with_names(part).save(onnx)
+            paths = {"onnx": str(onnx), "engine": str(folder / ENGINE), "profiles": profiles}
+            return worker.call(f"{builder.__name__}:build", request | paths, progress)
 
-        raise with_culprit(error, module, build) from error
-
-
-def _attempt(
-    module: Module, request: dict[str, Any], out: Path, progress: Callable[[str, float], None]
-) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        onnx = Path(scratch) / ONNX
-        _with_names(module).save(onnx)
-        paths = {"onnx": str(onnx), "engine": str(out / ENGINE)}
-        return worker.call(f"{builder.__name__}:build", request | paths, progress)
+    return built(module, out, ctx.progress, build)
 
 
 def _write_recipe(module: Module, out: Path, request: dict[str, Any], ctx: Context) -> Lowered:

@@ -60,8 +60,27 @@ def _of_node(node: ir.Node) -> Iterator[Problem]:
     if node.op_type == "Attention" and (missing := hidden_keys(node)):
         message = f"the mask of an Attention is {missing} keys shorter than there are keys"
         yield Problem(message, node_label(node), _SPELL)
+    if node.op_type == "Loop":
+        yield from _growing_states(node)
     if node.op_type == "If":
         yield from _uneven_branches(node)
+
+
+def _growing_states(node: ir.Node) -> Iterator[Problem]:
+    """States whose shape is another one after a round."""
+    states = node.attributes["body"].as_graph().outputs[1:]
+    for before, after in zip(node.inputs[2:], states, strict=False):
+        if before is None or before.shape is None or after.shape is None:
+            continue
+        if len(before.shape) != len(after.shape) or any(
+            isinstance(old, int) and isinstance(new, int) and old != new
+            for old, new in zip(before.shape, after.shape, strict=True)
+        ):
+            yield Problem(
+                f"a round of the Loop makes {after.shape} of a state that begins as {before.shape}",
+                node_label(node),
+                "let its shape stay, for instance with a buffer of the largest size",
+            )
 
 
 def _uneven_branches(node: ir.Node) -> Iterator[Problem]:

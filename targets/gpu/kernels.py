@@ -11,15 +11,15 @@ from typing import Any
 _NAME = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[", re.MULTILINE)
 _DATATYPE = re.compile(r"Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_SECTIONS = ("], Constants: [", "], Outputs: [", "], TacticName: ")
+_CONSTANTS, _OUTPUTS, _TACTIC = "], Constants: [", "], Outputs: [", "], Tactic"
 
 # Layers of these kinds, or with these names, multiply matrices or convolve.
 _PRODUCTS = frozenset({"gemm", "correlation", "deconv"})
 _PRODUCT_NAME = re.compile(r"^(__myl_(Fc|Corr|Deco)|_gemm_mha)")
 _ATTENTION_NAME = "_gemm_mha"
 
-# Layers that compute shapes on the host and launch nothing.
-_HOST = frozenset({"shape_call", "ShapeHostToDevice"})
+# Layers that compute shapes on the host, or wait for it, and launch nothing.
+_HOST = frozenset({"shape_call", "ShapeHostToDevice", "TrainStation"})
 
 _ONNX_NAMES = {
     "Float": "float",
@@ -68,9 +68,9 @@ def read_table(table: str) -> list[Kernel]:
         match = _NAME.match(line)
         if match is None or match["kind"] in _HOST:
             continue
-        inputs, rest = line[match.end() :].split(_SECTIONS[0], 1)
-        weights, rest = rest.split(_SECTIONS[1], 1)
-        outputs, rest = rest.split(_SECTIONS[2], 1)
+        read, _, rest = line[match.end() :].partition(_OUTPUTS)
+        inputs, _, weights = read.partition(_CONSTANTS)
+        outputs, _, rest = rest.partition(_TACTIC)
         kernels.append(
             Kernel(
                 match["name"],

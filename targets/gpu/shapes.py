@@ -36,7 +36,7 @@ def find_shape_inputs(module: Module) -> Iterator[Problem]:
     for node in module.nodes():
         if node.domain not in ("", "ai.onnx"):
             continue
-        for position in _SHAPES.get(node.op_type, ()):
+        for position in _SHAPES.get(node.op_type, (0,) if _stacks(node) else ()):
             value = node.inputs[position] if position < len(node.inputs) else None
             source = None if value is None else _source(value, inputs, known)
             if source is not None:
@@ -46,6 +46,11 @@ def find_shape_inputs(module: Module) -> Iterator[Problem]:
                     f"give {source.name!r} a fixed value before the build",
                 )
                 break
+
+
+def _stacks(node: ir.Node) -> bool:
+    """Whether a node is a Loop that makes as many parts of an output as it has rounds."""
+    return node.op_type == "Loop" and len(node.outputs) > len(node.inputs) - 2
 
 
 def _source(

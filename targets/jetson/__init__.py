@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from aigcc.options import option
 from aigcc.pipeline.context import Context
 from aigcc.target import Lowered, Problem, Requirement, Session, Target
 from aigcc.targets import worker
-from aigcc.targets.culprit import with_culprit
+from aigcc.targets.culprit import Progress, built
 from aigcc.targets.jetson.example import EXAMPLE
 from aigcc.targets.jetson.machine_code import read_library
 from aigcc.targets.jetson.program import (
@@ -145,15 +145,11 @@ class Jetson(Target):
         self.check_tools()
         target = self._tvm_target()
         refuse_dynamic(module)
-        try:
-            found = _compile(module, out, target, self._linker(), ctx.progress)
-        except TargetError as error:
-            ctx.progress("looking for the node at which the compiler fails", 0.0)
 
-            def build(part: Module, folder: Path) -> None:
-                _compile(part, folder, target, self._linker(), lambda text, fraction: None)
+        def build(part: Module, folder: Path, progress: Progress) -> dict[str, Any]:
+            return _compile(part, folder, target, self._linker(), progress)
 
-            raise with_culprit(error, module, build) from error
+        found = built(module, out, ctx.progress, build)
         ctx.note(
             None,
             "kernels are fused but neither tiled, vectorised by hand nor tuned, and run on one "
@@ -183,6 +179,7 @@ class Jetson(Target):
 
     def open(self, module: Module, threads: int | None = None) -> Session | None:
         """The same kernels for this machine; None without a linker, or where that takes minutes."""
+        refuse_dynamic(module)
         linker = native_linker()
         if linker is None or _is_slow(module):
             return None
@@ -226,7 +223,7 @@ def _compile(
     out: Path,
     target: dict[str, Any] | None,
     linker: list[str] | None,
-    progress: Callable[[str, float], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write the library, its parameters and its signature; None as a target is this machine."""
     with tempfile.TemporaryDirectory(dir=out) as scratch:

@@ -372,6 +372,16 @@ IMAGE = "float[1,2,6,6] x"
         ("uint8[2] x", 'y = BitShift <direction = "LEFT"> (x, x)', "y: BitShift: direction must"),
         ("float[2] x", "a = Cast <to = 17> (x) y = Cast <to = 1> (a)", "saturate must be 0"),
         ("int64[2] x", "y = Add (x, k)", "y: Add: its input 'k' needs more than 32 bits"),
+        (
+            "int64[2] x",
+            "a = Concat <axis = 0> (x, k) y = Add (a, a)",
+            "Concat: its input 'k' needs more than 32 bits",
+        ),
+        (
+            "float v, int64[n] s",
+            "x = Expand (v, s) y = MaxPool <kernel_shape = [2, 2]> (x)",
+            "MaxPool: the number of dims of 'x' must be known",
+        ),
         ("float[2] x, float v", "y = Pad (x, p, v)", "y: Pad: its input 'v' must be a constant"),
         ("float[1,1,2,2,2] x, float[1,1,1,1,3] g", "y = GridSample (x, g)", "must have 4 dims"),
         ("float[2,3] x, int64[n] a", "y = ReduceSum <keepdims = 0> (x, a)", "'a' must be a"),

@@ -97,6 +97,17 @@ def in_float16(made: Module) -> Module:
         ("b = Abs (a) y = Slice (x, b, a)", "Slice makes a shape of what the input 'a' holds"),
         ("b = Shape (x) y = Reshape (x, b)", ""),
         (
+            "y = Loop (n, , x) <body = b (int64 j, bool c, float[1,4,8,8] p) => "
+            "(bool d, float[1,8,8,8] q) { d = Identity (c) q = Concat <axis = 1> (p, p) }>",
+            "a round of the Loop makes [1,8,8,8] of a state that begins as [1,4,8,8]",
+        ),
+        (
+            "m, y = Loop (n, , x) <body = b (int64 j, bool c, float[1,4,8,8] p) => "
+            "(bool d, float[1,4,8,8] q, float[1,4,8,8] r) "
+            "{ d = Identity (c) q = Neg (p) r = Abs (p) }>",
+            "Loop makes a shape of what the input 'n' holds",
+        ),
+        (
             "v = Constant <value_floats = [1., 2., 3., 4., 5., 6., 7., 8.]> () y = MatMul (v, x)",
             "a vector and",
         ),
@@ -105,9 +116,9 @@ def in_float16(made: Module) -> Module:
 )
 def test_what_the_parser_would_refuse_is_named_beforehand(node: str, words: str) -> None:
     head = (
-        "(float[1,4,8,8] x, uint8[4] i, int64[4] a) => (y, m)"
-        if "m =" in node
-        else "(float[1,4,8,8] x, uint8[4] i, int64[4] a) => (y)"
+        "(float[1,4,8,8] x, uint8[4] i, int64[4] a, int64 n) => (y, m)"
+        if "m =" in node or "m, y" in node
+        else "(float[1,4,8,8] x, uint8[4] i, int64[4] a, int64 n) => (y)"
     )
     made = module(f"g {head} <float[4] s = {{1,1,2,2}}> {{ {node} }}")
     messages = [problem.message for problem in Gpu().check(made)]
@@ -336,6 +347,13 @@ def test_wrong_options_are_explained(
     with pytest.raises(TargetError) as error:
         Gpu(emit="onnx", **options).lower(generator(), tmp_path, Context())
     assert words in str(error.value)
+
+
+def test_a_layer_without_constants_is_read() -> None:
+    line = "Name: w, LayerType: kgen, Inputs: [Datatype: Half], Outputs: [], TacticValue: 0x0, "
+    (kernel,) = read_table(f"Layers:\n{line}Metadata: [ONNX Layer: n]")
+    assert (kernel.inputs, kernel.weights, kernel.outputs) == (("float16",), (), ())
+    assert kernel.nodes == ("n",)
 
 
 def test_the_table_of_kernels_is_read() -> None:
