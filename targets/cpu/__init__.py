@@ -51,14 +51,16 @@ INSTALL = "pip install openvino==2026.4.1"
 class Cpu(Target):
     """OpenVINO on the CPU of a server or a PC.
 
-    Each node runs in the types that the module gives it: bfloat16 between Casts, and int8 where
-    QuantizeLinear and DequantizeLinear surround it. With `precision=bf16` what is float32 there
-    runs in bfloat16, but for sines and what they are taken of, and variances; group norms of large
-    images are made of sums over channels. Where the CPU would have to emulate bfloat16, nothing is
-    put into it. Integers have 32 bits there, doubles are float32, and what NaN enters need not give
-    NaN. The kernels that this machine chose are read back; another CPU takes others. Shapes stay
-    dynamic in the artifact; a session compiles for those that come first, until there are
-    others.
+    Each node runs in the types that the module gives it: in bfloat16 between Casts, and in int8
+    where QuantizeLinear and DequantizeLinear surround it. With `precision=bf16`, what the module
+    leaves in float32 runs in bfloat16 as well, except sines, what sines are taken of, and
+    variances; group norms of large images are then computed from sums over channels. A CPU without
+    instructions for bfloat16 is not given any.
+
+    OpenVINO holds integers in 32 bits and doubles in float32, and a NaN in an input does not always
+    come out as NaN. The build reads back which kernels this machine chose; another CPU may choose
+    others. The artifact keeps its dynamic shapes: a session is compiled for the shapes that it is
+    given first, and once more, for all shapes, when it is given others.
     """
 
     name: ClassVar[str] = "cpu"
