@@ -30,6 +30,10 @@ from aigcc.pipeline.manager import Pass
 from aigcc.target import Target
 
 _DEFAULT = "sqnr>=30"
+_MADE_UP = (
+    "give real inputs with --samples: these are made up, and rounding alone may change what the "
+    "model makes of them"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +104,14 @@ class AssignPrecision(Pass):
         }
         facts = {"budget": str(budget), "samples": ctx.samples.source, **found.facts()}
         recipe = Recipe(precision, show(ctx.target, ctx.target.name), facts)
-        missed = budget.shortfall(found.figures.measured, found.figures.original)
-        if missed:
-            raise BudgetMissed(
-                f"no mixture keeps {budget.named()}: with the best one {missed}",
-                hint="ask for less, or give more schemes to choose from",
-                recipe=recipe,
-            )
+        if missed := budget.shortfall(found.figures.measured, found.figures.original):
+            is_plain = found.used > 1 and not found.precision
+            best = "as it is, with nothing quantised," if is_plain else "with the best one"
+            hint = "ask for less, or give more schemes to choose from"
+            if is_plain and ctx.samples.synthetic:
+                hint = _MADE_UP
+            what = f"no mixture keeps {budget.named()}: {best} {missed}"
+            raise BudgetMissed(what, hint=hint, recipe=recipe)
         return recipe
 
     def _search(

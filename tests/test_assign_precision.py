@@ -14,12 +14,14 @@ from aigcc.analysis.recipe import Recipe
 from aigcc.errors import CompileError
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
+from aigcc.passes import assign_precision
 from aigcc.passes.assign_precision import AssignPrecision
 from aigcc.passes.insert_qdq import InsertQdq
 from aigcc.passes.quant import trial
 from aigcc.passes.quant.candidates import Candidates, alike, candidates
 from aigcc.passes.quant.choose import Bounds, Option, choose
 from aigcc.passes.quant.evidence import Evidence
+from aigcc.passes.quant.found import Found
 from aigcc.passes.quant.isolate import isolate
 from aigcc.passes.quant.latency import Latencies
 from aigcc.passes.quant.memory import Memory
@@ -325,6 +327,18 @@ def test_the_best_mixture_that_breaks_a_budget_is_kept_as_a_recipe(net, tmp_path
     assert "size 199.7 kB, which is not enough" in str(error.value.at)
     assert set(Recipe.load(best).precision) == {"first", "second", "third"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "net.onnx", best.name]
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_a_model_that_misses_its_budget_as_it_is_says_so(net, synthetic, monkeypatch):
+    """As where rounding alone changes what a model makes of inputs that are made up."""
+    figures = Figures({"sqnr>=20 of y": 5.0}, {"sqnr": 13.0}, {})
+    monkeypatch.setattr(assign_precision, "search", lambda *_: Found({}, figures))
+    ctx = context(net)
+    ctx.samples = load_samples(None if synthetic else lambda: samples(1), net)
+    with pytest.raises(CompileError, match="as it is, with nothing quantised, sqnr is 13") as error:
+        PassManager([AssignPrecision(budget="sqnr>=20")]).run(net, ctx)
+    assert ("give real inputs with --samples" in str(error.value.hint)) == synthetic
 
 
 def uneven(count=20, odd=1):
