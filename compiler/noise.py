@@ -8,29 +8,22 @@ number of the round; means, scales, bounds and probabilities are those of the no
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from aigcc.errors import ModelError
-from aigcc.ir.draws import DRAW, DRAWN, count_draws, is_draw, name_draws
-from aigcc.ir.edit import held_graphs, remove_node
-from aigcc.ir.module import GraphLike, Module
-from aigcc.ir.names import Names
+from aigcc.ir.draws import DRAW, count_draws, is_draw, name_draws
+from aigcc.ir.edit import held_graphs
+from aigcc.ir.module import Module
 from aigcc.ir.operators import is_random
 from aigcc.ir.shapes.inference import infer_shapes
-from aigcc.noise_forms import FORMS, LENGTH, Counter, Noise
+from aigcc.noise_places import replace_draws
 from aigcc.pipeline.context import Context
-from aigcc.pipeline.pattern import NoMatch
-from aigcc.pipeline.rules import Builder, replace_value
 
 _WITHIN = "aigcc.within"
-_SCAN = 9  # the opset from which on Scan is what it is
 _RANGE = 11  # the opset that brought Range, which counts elements
 
 
@@ -39,7 +32,7 @@ def equal_noise(module: Module) -> Module:
     if not count_draws(module):
         return module
     made = _named(module)
-    _replace(made)
+    replace_draws(made)
     return made
 
 
@@ -56,8 +49,8 @@ def equal_noises(a: Module, b: Module) -> tuple[Module, Module]:
         for node in draws:
             if node.metadata_props[DRAW] not in known:
                 node.metadata_props[DRAW] = next(free, node.metadata_props[DRAW])
-    _replace(first)
-    _replace(second)
+    replace_draws(first)
+    replace_draws(second)
     return first, second
 
 
@@ -145,97 +138,3 @@ def _prefix(node: ir.Node, text: str) -> None:
         for inner in graph:
             if DRAW in inner.metadata_props:
                 _prefix(inner, text)
-
-
-def _replace(module: Module) -> None:
-    """Let tables stand for the draws of a module; draws that have no form for it stay."""
-    names = Names(module)
-    for root, opset in module.roots():
-        _Replacer(module, names, opset).visit(root, ())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Replacer:
-    module: Module
-    names: Names
-    opset: int
-
-    def visit(self, graph: GraphLike, counters: Sequence[Counter]) -> None:
-        """Replace the draws of a graph and of what it holds.
-
-        Args:
-            graph: The graph.
-            counters: Of the loops around it.
-        """
-        for node in list(graph):
-            if is_draw(node):
-                self._replace(graph, node, counters)
-            elif DRAW in node.metadata_props and held_graphs(node):
-                name = node.metadata_props[DRAW]
-                is_scan = node.op_type == "Scan" and self.opset >= _SCAN
-                if is_scan:
-                    node = self._counted(graph, node)
-                own: list[Counter] = []
-                for inner in held_graphs(node):
-                    if is_scan or node.op_type == "Loop":
-                        own = [(inner.inputs[0], 1 + place_of(name) % (LENGTH - 1))]
-                    self.visit(inner, [*counters, *own])
-
-    def _replace(self, graph: GraphLike, node: ir.Node, counters: Sequence[Counter]) -> None:
-        name = node.metadata_props[DRAW]
-        builder = Builder(graph, self.names, node.name or node.op_type, "noise", self.opset)
-        try:
-            noise = Noise(builder, place_of(name), counters)
-            values = FORMS[node.op_type](node, noise)
-        except NoMatch:
-            builder.discard()
-            return
-        graph.insert_before(node, builder.made)
-        for made in builder.made:
-            made.metadata_props[DRAWN] = node.op_type
-        for old, new in zip(node.outputs, values, strict=False):
-            maker = new.producer()
-            assert maker is not None
-            maker.name, maker.metadata_props[DRAW] = node.name, name
-            replace_value(graph, old, new, self.names, fresh=True)
-        remove_node(node)
-
-    def _counted(self, graph: GraphLike, node: ir.Node) -> ir.Node:
-        """A Scan with the number of the round as its first state, in the place of one without."""
-        body = node.attributes["body"].as_graph()
-        builder = Builder(graph, self.names, node.name or "Scan", "noise", self.opset)
-        start = builder.constant(np.asarray(0, np.int64))
-        counter = ir.Value(
-            name=self.names.fresh("round"),
-            type=ir.TensorType(ir.DataType.INT64),
-            shape=ir.Shape([]),
-        )
-        inner = Builder(body, self.names, "round", "noise", self.opset)
-        following = inner.Add(counter, np.asarray(1, np.int64))
-        body.extend(inner.made)
-        body.inputs.insert(0, counter)
-        body.outputs.insert(0, following)
-        inputs, attributes = list(node.inputs), list(node.attributes.values())
-        node.attributes.clear()
-        made = ir.Node(
-            "",
-            "Scan",
-            [start, *inputs],
-            attributes,
-            num_outputs=len(node.outputs) + 1,
-            name=node.name,
-            metadata_props=dict(node.metadata_props),
-        )
-        made.outputs[0].name = self.names.fresh("rounds")
-        graph.insert_before(node, [*builder.made, made])
-        for old, new in zip(node.outputs, made.outputs[1:], strict=True):
-            new.type, new.shape = old.type, old.shape
-            new.name = self.names.fresh("scanned")
-            replace_value(graph, old, new, self.names, fresh=True)
-        graph.remove(node)
-        return made
-
-
-def place_of(name: str) -> int:
-    """Where in the table a draw of some name begins."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % LENGTH

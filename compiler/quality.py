@@ -22,7 +22,8 @@ from aigcc.figures import number
 from aigcc.ir.module import Module
 from aigcc.noise import describe_noise
 from aigcc.options import show
-from aigcc.pipeline.bisect import FirstWrong, find_first_wrong
+from aigcc.pipeline.attempts import FirstWrong
+from aigcc.pipeline.bisect import find_first_wrong
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassRun
 from aigcc.ranges import declared

@@ -17,7 +17,8 @@ from aigcc.cli.app import app
 from aigcc.driver import build
 from aigcc.errors import TargetError
 from aigcc.ir.module import Module
-from aigcc.pipeline.bisect import FirstWrong, find_first_wrong
+from aigcc.pipeline.attempts import FirstWrong
+from aigcc.pipeline.bisect import find_first_wrong
 from aigcc.pipeline.levels import OPTIMISERS, Blame, blame
 from aigcc.pipeline.text import parse
 from aigcc.runtime import Level, OrtSession

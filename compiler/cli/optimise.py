@@ -32,7 +32,7 @@ from aigcc.figures import number, seconds
 
 if TYPE_CHECKING:
     from aigcc.ir.module import Module
-    from aigcc.pipeline.bisect import FirstWrong
+    from aigcc.pipeline.attempts import FirstWrong
     from aigcc.pipeline.context import Context
     from aigcc.pipeline.manager import PassRun
     from aigcc.samples import Samples

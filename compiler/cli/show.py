@@ -298,7 +298,8 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
     if quality is None:
         return "quality: not measured"
     errors = [f"{o['name']} {number(o.get('relative'), '.2g')}" for o in quality["outputs"]]
-    return f"relative error on {quality['samples']}: {', '.join(errors)}"
+    noise = f"; {quality['noise']}" if quality.get("noise") else ""
+    return f"relative error on {quality['samples']}: {', '.join(errors)}{noise}"
 
 
 def _fact(value: Any) -> str:
