@@ -23,6 +23,7 @@ from aigcc.artifact import (
     write_manifest,
 )
 from aigcc.deployed import open_before_lowering, open_here, open_program
+from aigcc.edge_parts import EdgeJudge
 from aigcc.errors import CompileError, ModelError, TargetError, VerifyError
 from aigcc.ir.draws import count_draws
 from aigcc.ir.module import Module
@@ -33,6 +34,7 @@ from aigcc.latency import Latency, measure_latency
 from aigcc.options import show
 from aigcc.pipeline.context import Context, Remark, usable_threads
 from aigcc.pipeline.manager import Observer, Pass, PassManager, PassRun
+from aigcc.pipeline.parts import Parts
 from aigcc.pipeline.text import format, parse
 from aigcc.provenance import PROVENANCE, folders, origins, stripped, without_folders
 from aigcc.quality import Suspects, count_calibrated, measure
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.toml"
 """The file of an artifact that says which node is quantised how."""
+
+EDGE_TOLERANCE = 1e-4
+"""The largest max|a-b| / max|a| of passes that are exact, at the edges of inputs."""
 
 Verify = Literal["off", "structure", "numeric"]
 Progress = Callable[[str, float], None]
@@ -228,7 +233,9 @@ def build(
         target = make_target(target)
     pipeline = [*_pipeline(passes, target, catalogue), *_quantisation(budget, recipe)]
     _refuse_unused(calibration, pipeline)
-    manager = PassManager(pipeline, observers=observers, check=verify != "off")
+    parts = Parts()
+    watching = [*observers, parts] if verify == "numeric" else observers
+    manager = PassManager(pipeline, observers=watching, check=verify != "off")
     out = Path(out)
     check_free(out, overwrite=overwrite)
     target.check_tools()
@@ -259,7 +266,8 @@ def build(
             ctx.recipe.save(staging / RECIPE)
         if known := origins(module):
             (staging / PROVENANCE).write_text(to_json(known) + "\n", "utf-8")
-        quality = session = None
+        quality = session = edges = None
+        command = _bisect_command(source, pipeline, target, samples, roots, freeze)
         if verify == "numeric":
             session = open_program(target, module, staging, lowered, ctx)
             is_lowered = session is not None
@@ -270,11 +278,14 @@ def build(
             quality.is_lowered = is_lowered
             quality.calibrated = count_calibrated(ctx)
             if ctx.budget is None:
-                command = _bisect_command(source, pipeline, target, samples, roots, freeze)
                 Suspects(prepared, pipeline, runs, target, feeds, command).refuse(quality)
             else:
                 quality.refuse(ctx.budget, show(target, target.name))
             quality.refuse_elsewhere(target.tolerance, show(target, target.name))
+        if verify == "numeric":
+            progress("comparing at the edges of inputs", 0.0)
+            judge = EdgeJudge(feeds, EDGE_TOLERANCE, target, threads)
+            edges = judge.refuse(parts.found(module), command, TargetError)
         timing = None
         if latency:
             progress("measuring latency", 0.0)
@@ -304,6 +315,7 @@ def build(
             "bytes": {"before": before, "after": after},
             **describe_program(original, module, pipeline, runs),
             "quality": described,
+            "edges": edges,
             "latency": None if timing is None else timing.describe(target.name),
             "draws": count_draws(module),
             "facts": {**lowered.facts, **_counted(lowered.precision)},

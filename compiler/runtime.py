@@ -237,10 +237,15 @@ def explained(where: str) -> Iterator[None]:
         node = _NODE.search(text)
         kind = NoKernelError if isinstance(error, state.NotImplemented) else CompileError
         raise kind(
-            "ONNX Runtime: " + _SOURCE.sub("", _CODE.sub("", text)).replace("\n", " "),
+            in_words(text),
             at=f"{where}, node {node['name']!r}" if node else where,
             hint=_NARROW_HINT if kind is NoKernelError else None,
         ) from None
+
+
+def in_words(message: str) -> str:
+    """A message of ONNX Runtime in one line, without places in its source."""
+    return "ONNX Runtime: " + _SOURCE.sub("", _CODE.sub("", message.strip())).replace("\n", " ")
 
 
 def _is_raw(kind: str) -> bool:

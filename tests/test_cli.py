@@ -271,7 +271,8 @@ def test_bisect_says_that_all_is_right(aigcc: Callable[..., Result], here: Path)
     result = aigcc("bisect", "tiny.onnx", "-p", "canonicalize")
     assert (result.code, result.out) == (
         0,
-        "the one rewrite is right within 0.0001 on the first of 4 synthetic samples\n"
+        "the one rewrite is right within 0.0001 on the first of 4 synthetic samples and on edge "
+        "inputs\n"
         "so is the result as ONNX Runtime with its optimisations runs it\n",
     )
 

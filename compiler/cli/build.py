@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from aigcc.driver import Build
 
 
+_EDGES = {
+    "refused": "that the model itself refuses",
+    "rounded": "where it overflows or loses all digits itself",
+    "spread": "where a NaN or an infinity reaches more of the outputs",
+    "unsupported": "that ONNX Runtime has no kernel for afterwards",
+}
+
+
 class Verify(StrEnum):
     """How much a build checks."""
 
@@ -183,6 +191,7 @@ def _facts(made: Build) -> dict[str, Any]:
         "bytes": manifest["bytes"],
         "latency": manifest["latency"],
         "quality": manifest["quality"],
+        "edges": manifest["edges"],
         "quantisation": summary_of(manifest["remarks"]),
         "tried": tried(manifest["remarks"]),
         "passes": [dataclasses.asdict(run) for run in made.runs],
@@ -222,6 +231,7 @@ def _show(facts: dict[str, Any], *, numeric: bool) -> None:
         line(f"quality: not measured, {reason}")
     else:
         show_quality(facts["quality"])
+    show_edges(facts["edges"])
     folder = shlex.quote(facts["artifact"])
     line(f"\nwrote {folder}\nrun it: python {folder}/example.py\nread it: {folder}/report.html")
 
@@ -250,6 +260,19 @@ def show_quality(quality: dict[str, Any]) -> None:
             line(f"note: {o['name']} is empty for all samples, so nothing is known of it")
         if o["not_finite"]:
             line(f"note: {o['not_finite']} values of {o['name']} are NaN or infinite in both")
+
+
+def show_edges(edges: Mapping[str, Any] | None) -> None:
+    """Print what `aigcc.edge_check.EdgeReport.describe` says, in a line."""
+    if edges is None:
+        return
+    same, others = edges["same"], {kind: edges[kind] for kind in _EDGES if edges[kind]}
+    count = len(same) + sum(map(len, others.values()))
+    parts = [f"{len(same)} of {count} come out the same"] if count else []
+    parts += [f"{len(names)} {_EDGES[kind]}" for kind, names in others.items()]
+    if edges["left_out"]:
+        parts.append(f"{'others' if count else 'all'} are left out: {edges['left_out']}")
+    line(f"edge inputs: {'; '.join(parts) or 'there are none'}")
 
 
 def _measures(output: dict[str, Any]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from aigcc.cli.arguments import (
     complete_pipeline,
     dump_folder,
 )
-from aigcc.cli.build import Verify, show_quality
+from aigcc.cli.build import Verify, show_edges, show_quality
 from aigcc.cli.render import as_json, line, progress, table
 from aigcc.cli.show import show_remarks
 from aigcc.errors import CompileError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from aigcc.pipeline.attempts import FirstWrong
     from aigcc.pipeline.context import Context
     from aigcc.pipeline.manager import PassRun
+    from aigcc.pipeline.parts import Parts
     from aigcc.samples import Samples
 
 _TOLERANCE = 1e-4  # max|a-b| / max|a| that rounding explains
@@ -109,6 +110,7 @@ def opt(
     from aigcc.pipeline import dump
     from aigcc.pipeline.context import Context
     from aigcc.pipeline.manager import Observer, PassManager
+    from aigcc.pipeline.parts import Parts
     from aigcc.pipeline.text import parse
     from aigcc.samples import load_samples
     from aigcc.targets import make_target
@@ -125,6 +127,9 @@ def opt(
         observers.append(dump.Dump(dump_folder(dump_ir, out)))
     if print_after is not None:
         observers.append(dump.PrintAfter(print_after))
+    parts = Parts()
+    if verify is Verify.numeric:
+        observers.append(parts)
     manager = PassManager(parse(passes), observers=observers, check=verify is not Verify.off)
     with progress(plain=json) as report:
         ctx = Context(
@@ -137,7 +142,7 @@ def opt(
             original = ctx.target.prepare(original, ctx)
         if ctx.samples is not None:
             ctx.samples = ctx.samples.fitted(original)
-        module, quality = original.clone(), None
+        module, quality, edges = original.clone(), None, None
         runs = manager.run(module, ctx)
         if verify is Verify.numeric and ctx.total:
             report("comparing with the original", 0.0)
@@ -145,6 +150,8 @@ def opt(
             again += [] if samples is None else ["--samples", samples]
             allowed = _tolerance(tolerance, ctx, runs)
             quality = _compare(original, module, ctx, allowed, again)
+            if quality is not None:
+                edges = _at_edges(parts, module, original, ctx, allowed, again)
         report(f"writing {out}", 1.0)
         module.save(out)
     remarks = [dataclasses.asdict(r) for r in ctx.remarks if r.kind != "applied"]
@@ -155,7 +162,7 @@ def opt(
             "rewrites": dict(ctx.rewrites),
             "remarks": remarks,
         }
-        as_json(facts if quality is None else {**facts, "quality": quality})
+        as_json(facts if quality is None else {**facts, "quality": quality, "edges": edges})
         return
     if runs:
         table(
@@ -167,6 +174,7 @@ def opt(
     if quality is not None:
         line()
         show_quality(quality)
+        show_edges(edges)
     if remarks or quality is not None:
         line()
     line(f"wrote {shlex.quote(str(out))}")
@@ -246,6 +254,29 @@ def _compare(
     raise CompileError(fault, at=feeds.source, hint=hint) from quality.failure
 
 
+def _at_edges(
+    parts: Parts,
+    module: Module,
+    original: Module,
+    ctx: Context,
+    tolerance: float,
+    bisect: list[str],
+) -> dict[str, Any] | None:
+    """What became of edges of inputs in all passes that are exact; see `aigcc.edge_parts`.
+
+    Raises:
+        CompileError: something else than before.
+    """
+    from aigcc.edge_parts import EdgeJudge
+    from aigcc.samples import load_samples
+
+    feeds = ctx.samples or load_samples(None, original).fitted(original)
+    allowed = tolerance if math.isfinite(tolerance) else _TOLERANCE
+    judge = EdgeJudge(feeds, allowed, ctx.target, ctx.threads)
+    command = shlex.join([*bisect, "--tolerance", f"{allowed:g}"])
+    return judge.refuse(parts.found(module), command)
+
+
 def bisect(
     model: Model,
     passes: Passes,
@@ -263,6 +294,7 @@ def bisect(
     Example: `aigcc bisect model.onnx -p canonicalize,fuse`
     """
     from aigcc.driver import load
+    from aigcc.edge_parts import find_at_edges
     from aigcc.freeze import parse_settings
     from aigcc.noise import describe_noise
     from aigcc.pipeline.bisect import find_first_wrong
@@ -271,7 +303,7 @@ def bisect(
     from aigcc.samples import load_samples
     from aigcc.targets import make_target
 
-    pipeline = parse(passes)
+    fault, pipeline = None, parse(passes)
     module = load(model, roots=data_root or (), freeze=parse_settings(set or ()))
     feeds = load_samples(samples, module)
     device = None if target is None else make_target(target)
@@ -286,13 +318,20 @@ def bisect(
             target=device,
             progress=report,
         )
+        if found.is_right:
+            at_edges = find_at_edges(module, pipeline, feeds.fitted(module), tolerance, device)
+            fault, found = at_edges or (None, found)
     noise = describe_noise(module)
     if json:
         as_json({**dataclasses.asdict(found), "noise": noise})
     elif found.is_right:
-        line(f"{_all(found.rewrites)} right within {tolerance:g} on {_first(feeds)}")
+        where = f"{_first(feeds)} and on edge inputs"
+        line(f"{_all(found.rewrites)} right within {tolerance:g} on {where}")
         if found.deployed:
             line(f"so is the result as {found.deployed} runs it")
+    elif fault is not None:
+        line(f"with {fault.edge.name} {fault.what}:")
+        _show(found, _command("opt", model, passes, target, data_root, set), at_edge=True)
     else:
         line(f"on {_first(feeds)}:")
         _show(found, _command("opt", model, passes, target, data_root, set))
@@ -308,7 +347,7 @@ def _first(feeds: Samples) -> str:
     return f"the first of {feeds.source}"
 
 
-def _show(found: FirstWrong, command: list[str]) -> None:
+def _show(found: FirstWrong, command: list[str], *, at_edge: bool = False) -> None:
     if found.only_deployed:
         line(f"{_all(found.rewrites)} right as the model is meant, without optimisations")
     if found.remark is None:
@@ -321,7 +360,8 @@ def _show(found: FirstWrong, command: list[str]) -> None:
         line(f"rewrite {found.number} of {found.rewrites} is the first wrong one: {found.remark}")
     else:
         line(f"no rewrite is wrong, but a pass is: {found.remark}")
-    line(_how_wrong(found))
+    if not at_edge or found.failure:
+        line(_how_wrong(found))
     if found.blame is not None:
         line(str(found.blame))
     if found.number:

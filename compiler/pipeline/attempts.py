@@ -65,7 +65,7 @@ def meant(module: Module) -> Session:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Attempt:
+class Attempt:
     """How wrong the outputs are after some rewrites; unknown where nothing runs them here."""
 
     error: float
@@ -107,7 +107,7 @@ class Search:
         PassManager(passes).run(made, ctx)
         return made, ctx
 
-    def attempt(self, passes: Sequence[Pass], open: Open, limit: int | None = None) -> _Attempt:
+    def attempt(self, passes: Sequence[Pass], open: Open, limit: int | None = None) -> Attempt:
         """Run the module after some rewrites."""
         made = self._module.clone()
         ctx = Context(target=self._target, samples=self._samples, limit=limit)
@@ -115,11 +115,11 @@ class Search:
             PassManager(passes).run(made, ctx)
             session = open(made)
             if session is None:
-                return _Attempt(math.nan, ctx, is_unknown=True)
-            return _Attempt(self._error(session), ctx)
+                return Attempt(math.nan, ctx, is_unknown=True)
+            return Attempt(self._error(session), ctx)
         except CompileError as error:
             is_unknown = open is not meant and not self._must_run(made)
-            return _Attempt(math.inf, ctx, str(error), is_unknown)
+            return Attempt(math.inf, ctx, str(error), is_unknown)
 
     def _must_run(self, made: Module) -> bool:
         """Whether what deploys modules has to take this one: a legal one, or one of its types."""
@@ -131,10 +131,10 @@ class Search:
         rows = compare_outputs(self._reference, session.run(self._feeds))
         return max((row.relative for row in rows), default=0.0)
 
-    def _is_right(self, attempt: _Attempt) -> bool:
+    def _is_right(self, attempt: Attempt) -> bool:
         return attempt.is_unknown or attempt.error <= self._tolerance
 
-    def find(self, passes: Sequence[Pass], open: Open, whole: _Attempt | None = None) -> FirstWrong:
+    def find(self, passes: Sequence[Pass], open: Open, whole: Attempt | None = None) -> FirstWrong:
         """The first wrong rewrite of modules that run in one way."""
         whole = whole or self.attempt(passes, open)
         total = whole.ctx.total
