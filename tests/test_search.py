@@ -107,13 +107,16 @@ def look(
     uniform: bool = False,
     probe: Callable[[Sequence[Choice]], list[Mapping[str, float]]] | None = None,
     bounds: str = "sqnr>=20",
+    seconds: float = 0.5,
 ) -> tuple[Found, str]:
     """Search with nodes that are told to use up so much each; what was found, and said."""
     made = made or net()
     known = [schemes(None)[name] for name in names]
     nodes = [weight_of(node) for node in made.graph]
     choices = [Choice(n, w, tuple(known)) for n, w in enumerate(nodes) if w is not None]
-    seconds = [{"full": 1.0, **{name: 0.5 + 0.1 * i for i, name in enumerate(names)}}] * len(nodes)
+    times = [{"full": 1.0, **{name: seconds + 0.1 * i for i, name in enumerate(names)}}] * len(
+        nodes
+    )
     every = [dataclasses.replace(c, schemes=(known[0],)) for c in choices] if uniform else []
     costs = {
         (choice.position, name): {"sqnr": told * (1 + 0.01 * choice.position)}
@@ -123,7 +126,7 @@ def look(
     ctx = Context()
     budget = Budget.parse(bounds)
     sensitivity = Sensitivity(costs, frozenset(), probe)
-    known_here = Candidates(choices, seconds, every)
+    known_here = Candidates(choices, times, every)
     found = search(known_here, sensitivity, budget, trials, ctx)  # type: ignore[arg-type]
     return found, "\n".join(remark.message for remark in ctx.remarks)
 
@@ -269,6 +272,24 @@ def test_a_bound_on_latency_that_is_missed_by_chance_is_timed_again() -> None:
     trials = Planted(lambda mixture: 0.1 * len(mixture), lambda m: 0.9 if m else 1.0)
     found, _ = look(trials, bounds="sqnr>=20,latency<=0.7x")
     assert found.figures.measured["latency"] == pytest.approx(0.9)
+
+
+def test_bytes_that_nobody_counted_are_made_up_for() -> None:
+    """Each quantised node has ten bytes of scales; five of six are too few, and each is slower."""
+
+    class Sized(Planted):
+        def measure(self, mixture: Mixture) -> Figures:
+            self.measured.append(mixture)
+            made = figures(0.1, latency=1.0 + 0.1 * len(mixture), size=384.0 - 38 * len(mixture))
+            return dataclasses.replace(made, original={"latency": 1.0, "size": 384.0})
+
+        def confirm(self, mixture: Mixture) -> Verdict:
+            return Verdict()
+
+    trials = Sized(lambda mixture: 0.1, again=lambda mixture: 1.0 + 0.1 * len(mixture))
+    found, said = look(trials, bounds="sqnr>=20,size<=0.5x", seconds=1.5, told=0.01)
+    assert len(found.precision) == 6, said
+    assert [len(mixture) for mixture in trials.measured if mixture] == [4, 5, 6]
 
 
 def planted(seed: int, each: float, worse: float, slow: float) -> Planted:

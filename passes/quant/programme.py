@@ -43,6 +43,7 @@ def bounds(
     budget: Budget,
     nothing: Found,
     options: Sequence[Sequence[Option]],
+    extra: float = 0.0,
 ) -> Bounds:
     """What the sums of all nodes may reach.
 
@@ -52,13 +53,14 @@ def bounds(
         budget: What has to hold.
         nothing: The model as it is.
         options: For each node, the one as it is first.
+        extra: Bytes that mixtures have besides what their weights add up to, by experience.
     """
     measured, original = nothing.figures.measured, nothing.figures.original
     room: dict[str, float] = {}
     for limit in budget.of(["latency", "size"]):
         too_much = measured[limit.metric] - limit.value(original[limit.metric])
         rows = [[_cost(option, limit.metric) for option in row] for row in options]
-        saved = too_much / pace if limit.metric == "latency" else too_much
+        saved = too_much / pace if limit.metric == "latency" else too_much + extra
         # where no mixture is said to be small enough, the smallest one shall be measured
         most = max(sum(row[0] for row in rows) - saved, sum(map(min, rows)) * _SLACK)
         room[limit.metric] = min(room.get(limit.metric, math.inf), most)
@@ -95,3 +97,11 @@ def pace(
     alone = sum(row[0].seconds for row in options) - sum(option.seconds for option in chosen)
     saved = nothing.figures.measured["latency"] - found.figures.measured["latency"]
     return min(max(saved / alone, 0.25), 4.0) if alone > 0 else 1.0
+
+
+def extra(
+    found: Found, nothing: Found, chosen: Sequence[Option], options: Sequence[Sequence[Option]]
+) -> float:
+    """Bytes that a mixture was measured to have besides what its weights add up to: scales."""
+    saved = sum(row[0].size for row in options) - sum(option.size for option in chosen)
+    return found.figures.measured["size"] - (nothing.figures.measured["size"] - saved)

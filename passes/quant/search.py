@@ -143,10 +143,10 @@ class _Search:
 
     def _measure_mixtures(self) -> None:
         nothing, budget = self.nothing, self.tried.budget
-        allowed, pace = 1.0, 1.0
+        allowed, pace, extra = 1.0, 1.0, 0.0
         done: set[tuple[int, ...]] = set()
         for number in range(_TRIALS):
-            options, picked = self._solve(allowed, pace)
+            options, picked = self._solve(allowed, pace, extra)
             if picked is None or tuple(picked) in done or not any(picked):
                 break
             done.add(tuple(picked))
@@ -164,8 +164,12 @@ class _Search:
                 room = (_AIM - nothing.used) / (found.used - nothing.used)
                 allowed = (programme.expected(chosen, nothing) or allowed) * min(room, 4.0)
             pace = programme.pace(found, nothing, chosen, options)
+            if budget.of(["size"]):
+                extra = max(extra, programme.extra(found, nothing, chosen, options))
 
-    def _solve(self, allowed: float, pace: float) -> tuple[list[list[Option]], list[int] | None]:
+    def _solve(
+        self, allowed: float, pace: float, extra: float
+    ) -> tuple[list[list[Option]], list[int] | None]:
         """The options of all nodes and the best of them, once what is picked has been measured."""
         known, budget = self.tried.known, self.tried.budget
         for last in (*[False] * _SHARPENED, True):
@@ -173,7 +177,7 @@ class _Search:
                 programme.options(choice, times, self.sensitivity, known)
                 for choice, times in zip(known.choices, known.seconds, strict=True)
             ]
-            bounds = programme.bounds(allowed, pace, budget, self.nothing, options)
+            bounds = programme.bounds(allowed, pace, budget, self.nothing, options, extra)
             picked = choose(options, bounds)
             if picked is None and not budget.of(["latency"]):
                 picked = choose(options, dataclasses.replace(bounds, seconds=None))
@@ -195,7 +199,7 @@ class _Search:
         mixture is the one that misses the quality least, unless one that keeps it saves as much.
         """
         tried, budget = self.tried, self.tried.budget
-        missed = [found for found in tried.missed() if found.used > 1]
+        missed = [row for row in tried.missed() if row.used > 1 and not tried.breaks(row, "size")]
         if not missed or not budget.of(QUALITY):
             return
         start = min(missed, key=lambda found: found.used)
@@ -204,22 +208,28 @@ class _Search:
             return
         order = self._worst_first(start.precision)
 
-        def is_enough(count: int) -> bool:
+        def back(count: int) -> Found | None:
             left = {place: start.precision[place] for place in order[count:]}
             text = f"measuring with {count} nodes back in float"
             tried.ctx.progress(text, count / len(order))
             name = f"{count} nodes of it back in float" if count > 1 else "a node of it in float"
-            found = tried.measure(name, left)
-            return found is not None and keeps(found, budget)
+            return tried.measure(name, left)
 
         few, many = 0, 1
-        while many < len(order) and not is_enough(many):
+        while many < len(order):
+            found = back(many)
+            if found is not None and keeps(found, budget):
+                break
+            if found is not None and tried.breaks(found, "size"):
+                return  # with more of them it is larger still
             few, many = many, min(2 * many, len(order))
         for _ in range(_REFINED):
             middle = (few + many) // 2
             if middle == few:
                 break
-            few, many = (few, middle) if is_enough(middle) else (middle, many)
+            found = back(middle)
+            is_enough = found is not None and keeps(found, budget)
+            few, many = (few, middle) if is_enough else (middle, many)
 
     def _saved(self, found: Found) -> float:
         """Seconds that the nodes of a mixture save alone."""
@@ -276,7 +286,8 @@ class _Search:
         if ratios is not None:
             pairs = zip(mixtures, ratios, strict=True)
             mixtures = [tried.time(found, ratio) for found, ratio in pairs]
-        return min(filter(tried.is_in_time, mixtures), key=self._badness, default=None)
+        in_time = [found for found in mixtures if not tried.breaks(found, "latency")]
+        return min(in_time, key=self._badness, default=None)
 
     def _badness(self, found: Found) -> float:
         return rank(found, self.tried.budget)

@@ -99,10 +99,10 @@ class Tried:
             self.rows[key] = self.rows[key].timed(ratio)
         return found.timed(ratio)
 
-    def is_in_time(self, found: Found) -> bool:
-        """Whether a mixture keeps all bounds on latency."""
+    def breaks(self, found: Found, metric: str) -> bool:
+        """Whether a mixture breaks a bound on a metric."""
         missed = self.budget.missed(found.figures.measured, found.figures.original)
-        return all(limit.metric != "latency" for limit, _ in missed)
+        return any(limit.metric == metric for limit, _ in missed)
 
     def confirm(self, found: Found) -> Found | None:
         """A mixture with the figures of its program on all samples; None where it misses there.
