@@ -13,6 +13,7 @@ not given are zeros. Outputs are printed.
 
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def main() -> None:
     for name, array in given.items():
         if array.shape != shapes[name]:
             sys.exit(f"input {name!r} is {array.shape}, and was compiled for {shapes[name]}")
+    with open(folder / "model.so", "rb") as library:  # an ELF file, which names its machine
+        code = int.from_bytes(library.read(20)[18:], "little")
+    machines = {183: ("aarch64", "arm64"), 62: ("x86_64", "AMD64")}.get(code, ())
+    if platform.machine() not in machines:
+        sys.exit(
+            f"model.so runs on {' or '.join(machines) or 'another machine'}, and this is "
+            f"{platform.machine()}: copy this folder to the board and run it there"
+        )
     weights = tvm.runtime.load_param_dict_from_file(str(folder / "model.params"))
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(folder / "model.so")), tvm.cpu())
     inputs = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import re
 import runpy
 import sys
@@ -292,6 +293,23 @@ def test_a_program_for_this_machine_equals_onnx_runtime(
         monkeypatch.setattr(sys, "argv", [str(example), argument])
         with pytest.raises(SystemExit, match=re.escape(words)):
             runpy.run_path(str(example), run_name="__main__")
+
+
+@needs_tvm
+@pytest.mark.parametrize("code", [183, 62, 8])
+def test_the_example_says_which_machine_runs_the_program(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = generator()
+    made = Jetson(dims=("batch:1",)).prepare(made, Context())
+    (tmp_path / "example.py").write_text(Jetson().example(made, LIBRARY), "utf-8")
+    Signature.of(made).save(tmp_path / SIGNATURE)
+    (tmp_path / LIBRARY).write_bytes(bytes(18) + bytes([code, 0]))
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(sys, "argv", ["example.py"])
+    machines = {183: "aarch64 or arm64", 62: "x86_64 or AMD64"}.get(code, "another machine")
+    with pytest.raises(SystemExit, match=f"runs on {machines}, and this is riscv64"):
+        runpy.run_path(str(tmp_path / "example.py"), run_name="__main__")
 
 
 @needs_runner
