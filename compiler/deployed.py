@@ -63,6 +63,7 @@ def open_program(
 def _twin(target: Target, module: Module, ctx: Context) -> Session | None:
     from aigcc.passes.quant.trial import silent
 
+    ctx.progress("lowering a copy with equal noise", 0.0)
     with tempfile.TemporaryDirectory(prefix="aigcc-", ignore_cleanup_errors=True) as name:
         try:
             lowered = target.lower(equal_noise(stripped(module)), Path(name), silent(ctx))

@@ -15,15 +15,15 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from aigcc.errors import ModelError
-from aigcc.ir.draws import DRAW, count_draws, is_draw, name_draws
+from aigcc.ir.draws import DRAW, count_draws, drawing_functions, is_draw, name_draws
 from aigcc.ir.edit import held_graphs
 from aigcc.ir.module import Module
-from aigcc.ir.operators import is_random
 from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.noise_places import replace_draws
 from aigcc.pipeline.context import Context
 
 _WITHIN = "aigcc.within"
+_MOST = 1 << 12  # nodes that calls of functions may become
 _RANGE = 11  # the opset that brought Range, which counts elements
 
 
@@ -100,17 +100,21 @@ def _named(module: Module) -> Module:
 def _inline(module: Module) -> None:
     """Put functions that draw where they are called, since each call draws for itself.
 
-    Callers go first. Those of another opset than the module's stay: their calls draw alike.
+    Callers go first. Those of another opset than the module's stay, and those whose calls are too
+    many: their calls draw alike.
     """
     functions = module.model.functions
-    waiting = [key for key, function in functions.items() if _draws_in(function, module)]
+    drawing = drawing_functions(module)
+    waiting, room = [key for key in functions if key in drawing], _MOST
     while waiting:
         called = {n.op_identifier() for key in waiting for n in functions[key].all_nodes()}
         current = next(key for key in waiting if key not in called)
         waiting.remove(current)
+        function = functions[current]
         calls = [node for node in module.nodes() if node.op_identifier() == current]
-        if _fits(functions[current], module) and not any(map(held_graphs, calls)):
-            _inline_one(module, functions[current], calls)
+        room -= len(calls) * len(function)
+        if room >= 0 and _fits(function, module) and not any(map(held_graphs, calls)):
+            _inline_one(module, function, calls)
 
 
 def _inline_one(module: Module, function: ir.Function, calls: Sequence[ir.Node]) -> None:
@@ -120,21 +124,9 @@ def _inline_one(module: Module, function: ir.Function, calls: Sequence[ir.Node])
     for node in module.nodes():
         within = node.metadata_props.pop(_WITHIN, None)
         if within is not None and DRAW in node.metadata_props:
-            _prefix(node, f"{within}/")
-
-
-def _draws_in(function: ir.Function, module: Module) -> bool:
-    return any(is_random(node, module.model.functions) for node in function)
+            node.metadata_props[DRAW] = f"{within}/{node.metadata_props[DRAW]}"
 
 
 def _fits(function: ir.Function, module: Module) -> bool:
     imports = module.model.opset_imports
     return all(imports.get(key, own) == own for key, own in function.opset_imports.items())
-
-
-def _prefix(node: ir.Node, text: str) -> None:
-    node.metadata_props[DRAW] = f"{text}{node.metadata_props[DRAW]}"
-    for graph in held_graphs(node):
-        for inner in graph:
-            if DRAW in inner.metadata_props:
-                _prefix(inner, text)

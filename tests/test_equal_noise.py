@@ -296,6 +296,23 @@ def test_bisection_of_loops_in_loops(condition: bool) -> None:
     assert (found.remark.maker, found.remark.node) == ("forget-scale", "r")
 
 
+def test_functions_with_very_many_calls_draw_alike() -> None:
+    """Each of twelve functions calls the next one twice, and the last one draws."""
+    chain = "".join(
+        f"""<domain: "own", opset_import: ["" : 17, "own" : 1]>
+        f{n} (x) => (y) {{ a = own.f{n + 1} (x) b = own.f{n + 1} (x) y = Add (a, b) }}
+        """
+        for n in range(12)
+    )
+    module = Module.parse(f"""<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+g (float[2] x) => (float[2] y) {{ y = own.f0 (x) }}
+{chain}<domain: "own", opset_import: ["" : 17]>
+f12 (x) => (y) {{ y = RandomNormal <shape = [2]> () }}""")
+    made = equal_noise(module)
+    assert count_draws(made) == 0
+    assert sum(1 for _ in made.nodes()) < 1 << 13
+
+
 def test_a_function_of_another_opset_draws_alike_in_each_call() -> None:
     module = Module.parse("""<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
 g (float[2] x) => (float[2] a, float[2] b) { a = own.draw (x) b = own.draw (x) }
