@@ -21,12 +21,13 @@ from aigcc.ir.bodies import with_written
 from aigcc.ir.module import Module
 
 Array = npt.NDArray[Any]
-Level = Literal["basic", "extended", "all"]
+Level = Literal["none", "basic", "extended", "all"]
 
 LEVELS: tuple[Level, ...] = get_args(Level)
-"""How far ONNX Runtime may rewrite a graph, from what keeps it standard ONNX on."""
+"""How far ONNX Runtime may rewrite a graph; at each level it may pack weights for its kernels."""
 
 _LEVELS: Mapping[Level, Any] = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,

@@ -351,7 +351,7 @@ def _show(found: FirstWrong, command: list[str], *, at_edge: bool = False) -> No
     if found.only_deployed:
         line(f"{_all(found.rewrites)} right as the model is meant, without optimisations")
     if found.remark is None:
-        line(f"no rewrite is to blame: {found.deployed} gets the model itself wrong")
+        line(f"no rewrite is to blame: {found.deployed} computes the model itself otherwise")
     elif found.only_deployed and found.number:
         line(
             f"rewrite {found.number} is the first that {found.deployed} gets wrong: {found.remark}"
