@@ -283,7 +283,9 @@ def _check(value: ir.Value, given: Any, sizes: dict[str, int], where: str) -> Ar
 def _check_expressions(value: ir.Value, array: Array, sizes: Mapping[str, int], where: str) -> None:
     for size, dim in zip(array.shape, value.shape or array.shape, strict=True):
         wanted = resolve(dim, sizes)
-        if wanted is None and len(symbols(dim) - sizes.keys()) == 1 and {str(dim)} != symbols(dim):
+        unknown = symbols(dim) - sizes.keys() if wanted is None else frozenset()
+        least = resolve(dim, {**sizes, **dict.fromkeys(unknown, 0)})
+        if len(unknown) == 1 and least is not None and least < size:  # it grows past this size
             raise SampleError(f"the dim {dim} of {value.name!r} cannot be {size}", at=where)
         if wanted is not None and wanted >= 0 and wanted != size:
             raise SampleError(

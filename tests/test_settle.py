@@ -120,6 +120,11 @@ def test_samples_outside_of_ranges_and_relations_are_refused(size: int, fault: s
     load_samples({"x": np.ones(14, np.float32)}, module)
 
 
+def test_samples_fit_dims_that_shrink() -> None:
+    module = Module.parse(HEAD + 'g (float["9 - n"] x) => (float["9 - n"] y) { y = Neg (x) }')
+    load_samples({"x": np.ones(5, np.float32)}, module)
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"a": 3}', '{"a": [3, 2, null]}', '{"a": ["x"]}'])
 def test_damaged_ranges_are_an_error(text: str) -> None:
     module = Module.parse(HEAD + "g (float[a] x) => (float[a] y) { y = Neg (x) }")
