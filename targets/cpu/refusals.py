@@ -154,6 +154,22 @@ def _causal_past(node: ir.Node) -> str:
     return "is_causal counts no keys of the past" if is_causal and past is not None else ""
 
 
+def _spread_scale(node: ir.Node) -> str:
+    """Scales and biases must have all dims that are normalised, and none of them 1 for many."""
+    x = node.inputs[0]
+    if x is None or x.shape is None:
+        return ""
+    dims = list(x.shape)[node.attributes.get_int("axis", -1) :]
+    for value in node.inputs[1:3]:
+        if value is None or value.shape is None:
+            continue
+        found = list(value.shape)
+        is_spread = any(one == 1 != many for one, many in zip(found, dims, strict=False))
+        if len(found) != len(dims) or is_spread:
+            return f"{value.name!r} must have the dims that are normalised"
+    return ""
+
+
 def _ties(node: ir.Node) -> str:
     """x / s as x * (1 / s) rounds the other way where it is half a number."""
     if node.attributes.get_int("block_size", 0):
@@ -217,9 +233,11 @@ _LOOKS: dict[str, tuple[Callable[[ir.Node], str], ...]] = {
     "AveragePool": (_windows,),
     "Col2Im": (_image_dims,),
     "DequantizeLinear": (_blocks,),
+    "LayerNormalization": (_spread_scale,),
     "LpPool": (_windows,),
     "MaxPool": (_windows,),
     "QuantizeLinear": (_blocks, _ties),
+    "RMSNormalization": (_spread_scale,),
     "RotaryEmbedding": (_rotary_cache,),
     "Scan": (_outer_values,),
     "Split": (_split,),

@@ -175,3 +175,16 @@ g (float[2,3] x) => (y) { y = ReduceMax <keepdims = 0> (x, "") }""")
     session = Cpu().open(module, threads=1)
     assert session is not None
     assert session.run({"x": np.eye(2, 3, dtype=np.float32)})["y"] == 1
+
+
+@pytest.mark.parametrize("scale", ["4,5", "5", "1,5", "4,1", "1"])
+@pytest.mark.parametrize("sizes", ["2,4,5", "N,A,B"])
+def test_a_scale_that_spreads_over_normalised_axes(scale: str, sizes: str) -> None:
+    module = Module.parse(f"""<ir_version: 10, opset_import: ["" : 18]>
+g (float[{sizes}] x, float[{scale}] s, float[{scale}] b) => (y)
+{{ y = LayerNormalization <axis = 1> (x, s, b) }}""")
+    x = RANDOM.standard_normal((2, 4, 5)).astype(np.float32)
+    s = RANDOM.standard_normal([int(dim) for dim in scale.split(",")]).astype(np.float32)
+    normed = (x - x.mean((1, 2), keepdims=True)) / x.std((1, 2), keepdims=True)
+    made = opened(module).run({"x": x, "s": s, "b": s})["y"]
+    np.testing.assert_allclose(made, normed * s + s, rtol=1e-3, atol=1e-4)
