@@ -144,6 +144,38 @@ def test_another_runtime_that_gets_an_operator_wrong(tmp_path: Path) -> None:
     assert 0.1 < found.error < math.inf
 
 
+@dataclasses.dataclass(frozen=True)
+class Rough(Device):
+    """As `Device`, and a hundredth off in all that it computes."""
+
+    name = "rough"
+
+    def open(self, module: Module, threads: int | None = None) -> Session:
+        """What is a hundredth larger than it should be."""
+        return _Scaled(super().open(module))
+
+
+class _Scaled:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, feeds: Any) -> dict[str, Any]:
+        return {name: array * 1.01 for name, array in self._session.run(feeds).items()}
+
+
+@pytest.mark.parametrize(("passes", "number"), [("simplify", 0), ("canonicalize,fuse", 2)])
+def test_a_runtime_that_is_off_itself_is_judged_by_the_model_there(
+    passes: str, number: int
+) -> None:
+    module = Module.parse(GELU)
+    feeds = load_samples(None, module)
+    found = find_first_wrong(module, parse(passes), feeds, tolerance=1e-4, target=Rough())
+    assert found.only_deployed
+    assert found.original == pytest.approx(0.01, rel=0.01)
+    assert (found.remark is not None) == bool(number)
+    assert found.number >= number
+
+
 def test_a_build_says_what_of_the_runtime_is_to_blame(tmp_path: Path) -> None:
     with pytest.raises(TargetError) as caught:
         build(_moved(17), "mobile", tmp_path / "out", passes="convert-opset(version=21)")

@@ -362,6 +362,11 @@ def _show(found: FirstWrong, command: list[str], *, at_edge: bool = False) -> No
         line(f"no rewrite is wrong, but a pass is: {found.remark}")
     if not at_edge or found.failure:
         line(_how_wrong(found))
+    if found.remark is not None and found.original:
+        line(
+            f"judged by the model as it runs there, which is off by {found.original:.2g} from the "
+            "model as it is meant"
+        )
     if found.blame is not None:
         line(str(found.blame))
     if found.number:

@@ -38,7 +38,7 @@ class FirstWrong:
         only_deployed: Whether all rewrites are right by what they mean, and the rest of the answer
             is about the program as it is deployed.
         original: Relative error of the model before the first pass, as it is deployed, where that
-            alone is wrong.
+            is wrong; a rewrite is then judged by the model as it is deployed.
         blame: What of ONNX Runtime breaks the program, where that is found.
     """
 
@@ -93,6 +93,16 @@ class Search:
         self._feeds = next(iter(samples))
         self._reference = Reference(module).run(self._feeds)
         refuse_empty(sum(array.size for array in self._reference.values()), samples.source)
+
+    def judge_by(self, open: Open) -> None:
+        """Take for right what the module itself makes of the sample when it runs in some way.
+
+        Raises:
+            CompileError: it does not run so.
+        """
+        session = open(self._module)
+        assert session is not None
+        self._reference = session.run(self._feeds)
 
     def deployed(self, module: Module) -> Session | None:
         """A module as it is deployed."""

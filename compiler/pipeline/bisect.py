@@ -25,7 +25,8 @@ def find_first_wrong(
 
     Modules run as they mean, without ONNX Runtime's optimisations. Where all are right then, they
     run as the target deploys them, or without one in ONNX Runtime with its optimisations, whose
-    own rewrites may be what is wrong.
+    own rewrites may be what is wrong. They are compared with the model as it is meant, or where it
+    is deployed otherwise itself, with the model as it is deployed.
 
     Args:
         module: The input of the pipeline; it is left as it is.
@@ -47,17 +48,23 @@ def find_first_wrong(
     whole = search.attempt(passes, search.deployed)
     if whole.is_unknown:
         return found
-    if not original.is_unknown and original.error > tolerance:
+    is_off = not original.is_unknown and original.error > tolerance
+    otherwise = search.blame(module) if is_off else None
+    if is_off and not original.failure:  # so what is deployed is judged by that
+        search.judge_by(search.deployed)
+        whole = search.attempt(passes, search.deployed)
+    if is_off and (original.failure or whole.error <= tolerance):
         return FirstWrong(
             found.rewrites,
             failure=original.failure,
             deployed=name,
             only_deployed=True,
             original=original.error,
-            blame=search.blame(module),
+            blame=otherwise,
         )
     found = dataclasses.replace(search.find(passes, search.deployed, whole), deployed=name)
     if found.remark is None:
         return found
     made, _ = search.run(passes, found.number or None)
-    return dataclasses.replace(found, only_deployed=True, blame=search.blame(made))
+    off = original.error if is_off else 0.0
+    return dataclasses.replace(found, only_deployed=True, original=off, blame=search.blame(made))
