@@ -88,6 +88,14 @@ def test_all_is_right_where_the_runtime_is_kept_from_it() -> None:
     assert found.rewrites
 
 
+@pytest.mark.parametrize("target", [None, "mobile"])
+def test_all_is_right_where_passes_keep_the_runtime_from_its_fault(target: str | None) -> None:
+    found = _find(_moved(21), "canonicalize", target)
+    assert found.is_right
+    assert found.deployed
+    assert found.rewrites
+
+
 def test_what_does_not_mean_the_same_is_found_first() -> None:
     module = Module.parse("""<ir_version: 9, opset_import: ["" : 17]>
 g (float[2,4] x, float[2,4] w) => (float[2,4] y) { m = Mul (x, w)  y = Add (m, w) }""")
