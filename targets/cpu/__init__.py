@@ -44,6 +44,10 @@ MODEL = "model.xml"
 WEIGHTS = "model.bin"
 _SUMMED = 1 << 20  # elements of a sample from which group norms by sums are faster
 _NO_BFLOAT16 = "this CPU has no instructions for bfloat16, and emulating it is slower than float32"
+_FOREIGN_HINT = (
+    "only ONNX Runtime knows its operators: build with --target mobile, or give the model as it "
+    "was before ONNX Runtime quantised or optimised it"
+)
 INSTALL = "pip install openvino==2026.4.1"
 
 
@@ -133,7 +137,13 @@ class Cpu(Target):
 
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and what that cannot say."""
-        return [*super().check(module), *refusals(module)]
+        problems = [
+            dataclasses.replace(problem, hint=_FOREIGN_HINT)
+            if problem.message.startswith("no kernel for com.microsoft::")
+            else problem
+            for problem in super().check(module)
+        ]
+        return [*problems, *refusals(module)]
 
     def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
         """Write `model.xml` and its weights, and list the kernels in `kernels.json`.

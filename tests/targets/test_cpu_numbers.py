@@ -63,6 +63,15 @@ def listed(array: np.ndarray) -> str:
     return ",".join(f"{number:.3f}" for number in array.ravel())
 
 
+def test_an_operator_of_another_runtime_is_refused_with_a_way_out() -> None:
+    made = Module.parse("""<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>
+g (float[4,1,2] x, int8[1,2,8] w, int8[1,2,8] r, float[1,8] s, uint8[1,8] z) => (y)
+{ y = com.microsoft.DynamicQuantizeLSTM <hidden_size = 2> (x, w, r, , , , , , s, z, s, z) }""")
+    (problem,) = Cpu().check(made)
+    assert problem.message == "no kernel for com.microsoft::DynamicQuantizeLSTM"
+    assert "--target mobile" in problem.hint
+
+
 @pytest.mark.parametrize("sizes", ["1,4,6,5", "N,4,6,5", "N,4,H,W"])
 @pytest.mark.parametrize(
     "attributes",
