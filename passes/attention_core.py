@@ -95,7 +95,8 @@ class Fuse(Rule):
 
     A row that is masked whole with -inf is NaN on the left and 0 on the right. Where the mask is
     not proven to have none, it gets NaN in such rows; after a `Where(IsNaN(p), 0, p)` it need not.
-    That guard also hides NaN of queries and keys, which the right side shows. The scales are
+    That guard also hides NaN of queries and keys, which the right side shows, and so does a Where
+    that replaces scores: the right side adds a number to them. None vanishes. The scales are
     multiplied: products that overflow before they are scaled down, or the other way round, may not.
     """
 
