@@ -284,7 +284,8 @@ def build(
             quality.refuse_elsewhere(target.tolerance, show(target, target.name))
         if verify == "numeric":
             progress("comparing at the edges of inputs", 0.0)
-            judge = EdgeJudge(feeds, EDGE_TOLERANCE, target, threads)
+            taken = 0.0 if quality is None else quality.seconds
+            judge = EdgeJudge(feeds, EDGE_TOLERANCE, target, threads, taken)
             edges = judge.refuse(parts.found(module), command, TargetError)
         timing = None
         if latency:

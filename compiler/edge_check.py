@@ -31,7 +31,9 @@ from aigcc.runtime import OrtSession
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 
-_SECONDS = 10.0  # for all edges of a module together
+SECONDS = 10.0
+"""What all edges of a module may take together."""
+
 _ROUNDINGS = 4.0  # how much further off than rounding makes it an output may be
 _CHAOTIC = 0.1  # rounding that grows to this in the original grows to anything in other programs
 _HIDES = -1e3  # a score that is lower by so much has no part in a softmax
@@ -124,9 +126,8 @@ class EdgeCheck:
         self._threads = threads
         self._off: frozenset[str] = frozenset()
         self._reference = Reference(original, threads)
-        self._usual = self._reference.run(sample)
         started = time.perf_counter()
-        self._reference.run(sample)
+        self._usual = self._reference.run(sample)
         self.seconds = time.perf_counter() - started
 
     def compare(self, module: Module, *, far: bool = True) -> EdgeReport:
@@ -147,7 +148,7 @@ class EdgeCheck:
         self._off = self._wrong_usually(session)
         started, empty = time.perf_counter(), []
         for edge in edges(self._original, self._sample):
-            if time.perf_counter() - started + 2 * self.seconds > _SECONDS:
+            if time.perf_counter() - started + 2 * self.seconds > SECONDS:
                 report.left_out = f"a run takes {seconds(self.seconds)}"
                 return report
             if edge.kind == "empty":

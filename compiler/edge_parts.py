@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aigcc.edge_check import EdgeCheck, EdgeFault, EdgeReport
+from aigcc.edge_check import SECONDS, EdgeCheck, EdgeFault, EdgeReport
 from aigcc.errors import CompileError
+from aigcc.figures import seconds
 from aigcc.ir.module import Module
 from aigcc.pipeline.attempts import Attempt, FirstWrong, Open, Search, meant
 from aigcc.pipeline.context import Context
@@ -29,12 +30,14 @@ class EdgeJudge:
         tolerance: The largest max|a-b| / max|a| that rounding explains.
         target: What the passes may ask.
         threads: As for `OrtSession`.
+        seconds: How long a run of the original takes, where that is known.
     """
 
     samples: Samples
     tolerance: float
     target: Target | None = None
     threads: int | None = None
+    seconds: float = 0.0
 
     def refuse(
         self, parts: Sequence[Part], command: str, error: type[CompileError] = CompileError
@@ -73,6 +76,8 @@ class EdgeJudge:
         return None
 
     def _compare(self, part: Part) -> tuple[EdgeCheck | None, EdgeReport]:
+        if 4 * self.seconds > SECONDS:
+            return None, EdgeReport(left_out=f"a run takes {seconds(self.seconds)}")
         try:
             sample = next(iter(self.samples.fitted(part.before)))
             check = EdgeCheck(part.before, sample, self.tolerance, self.threads)

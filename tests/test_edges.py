@@ -317,3 +317,14 @@ def test_given_samples_are_what_edges_are_made_of(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_inputs_that_decide_sizes_places_or_rounds_steer(text: str, steering: set[str]) -> None:
     assert steering_inputs(Module.parse(HEAD + text)) == steering
+
+
+def test_a_slow_model_is_left_out_and_that_is_said() -> None:
+    module = Module.parse(GUARD)
+    parts, made = Parts(), module.clone()
+    aigcc.PassManager([planted(DropGuard())], observers=[parts]).run(made)
+    judge = EdgeJudge(load_samples(None, module), 1e-4, seconds=5.0)
+    facts = judge.refuse(parts.found(made), "nothing")
+    assert facts is not None
+    assert facts["left_out"] == "a run takes 5.00 s"
+    assert facts["same"] == []
