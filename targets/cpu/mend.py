@@ -12,6 +12,7 @@ import onnx
 
 from aigcc.targets.cpu.kernels import OWN_NAMES
 from aigcc.targets.cpu.quotients import fold_quotient, mend_quotient
+from aigcc.targets.cpu.signs import mend_signs
 
 _FLOAT = float(np.finfo(np.float32).max)
 _LARGEST = {"bf16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).max), "f16": _FLOAT, "f32": _FLOAT}
@@ -158,6 +159,7 @@ def _replace(op: Any, results: Sequence[Any]) -> None:
 
 _MENDS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("Ceiling", "Convert", "Floor", "Round"), mend_quotient),
+    "Concat": mend_signs,
     "Divide": fold_quotient,
     "MaxPool": _drop_empty_windows,
     "NonMaxSuppression": _keep_the_limit,
