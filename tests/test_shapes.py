@@ -420,6 +420,30 @@ def test_functions_are_inferred_for_each_call() -> None:
     assert relu.outputs[0].dtype == ir.DataType.FLOAT
 
 
+def test_functions_that_call_each_other_twice_are_inferred_once_for_each_type() -> None:
+    functions = "".join(
+        f"""<domain: "local", opset_import: ["" : 21, "local" : 1]>
+        f{i} (v) => (w) {{ u = local.f{i + 1} (v) w = local.f{i + 1} (u) }}"""
+        for i in range(40)
+    )
+    model = parse(f"""
+        main (float[B,8] x, float16[3] z) => (y, q) {{ y = local.f0 (x) q = local.f0 (z) }}
+        {functions}
+        <domain: "local", opset_import: ["" : 21]> f40 (v) => (w) {{ w = Neg (v) }}""")
+    assert infer_shapes(model) == []
+    assert (shape_of(model, "y"), shape_of(model, "q")) == ("FLOAT[B,8]", "FLOAT16[3]")
+
+
+def test_functions_called_in_too_many_ways_are_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aigcc.ir.shapes.inference._MOST_CALLS", 1)
+    model = parse("""
+        main (float[2] x, float[3] z) => (y, q) { y = local.f (x) q = local.f (z) }
+        <domain: "local", opset_import: ["" : 21]> f (v) => (w) { w = Neg (v) }""")
+    (left,) = infer_shapes(model)
+    assert left.reason == "functions are called in too many ways"
+    assert shape_of(model, "y") == "FLOAT[2]"
+
+
 def test_a_stop_in_a_function_names_its_own_node() -> None:
     model = parse("""
         main (float[2] x) => (float y) { y = local.f (x) }

@@ -242,6 +242,16 @@ ILLEGAL_CALLS = {
         <domain: "local", opset_import: ["" : 21, "local" : 1]> g (v) => (w) { w = local.f (v) }""",
         "the function calls itself.*also: the function calls itself",
     ),
+    "functions that call the next one twice": (
+        "main (float[2] x) => (float[2] y) { y = local.f0 (x) }"
+        + "".join(
+            f"""<domain: "local", opset_import: ["" : 21, "local" : 1]>
+            f{i} (v) => (w) {{ u = local.f{i + 1} (v) w = local.f{i + 1} (u) }}"""
+            for i in range(40)
+        )
+        + """<domain: "local", opset_import: ["" : 21]> f40 (v) => (w) { w = Neg (v) }""",
+        "calls of functions stand for 1,099,511,627,776 nodes",
+    ),
     "a capture": (
         """main (float[2] x) => (float[2] y) { y = local.f (x) }
         <domain: "local", opset_import: ["" : 21]> f (v) => (w) { w = Add (v, x) }""",

@@ -154,9 +154,13 @@ def count_work(module: Module, sizes: Sizes) -> Work:
 
 class _Counter:
     def __init__(
-        self, functions: Mapping[ir.OperatorIdentifier, ir.Function], sizes: Sizes
+        self,
+        functions: Mapping[ir.OperatorIdentifier, ir.Function],
+        sizes: Sizes,
+        bodies: dict[ir.OperatorIdentifier, _Counter] | None = None,
     ) -> None:
         self.functions = functions
+        self.bodies = {} if bodies is None else bodies
         self.sizes = sizes
         self.flops: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
@@ -164,13 +168,23 @@ class _Counter:
     def add(self, nodes: Iterable[ir.Node], times: int) -> None:
         for node in nodes:
             if node.op_identifier() in self.functions:
-                self.add(self.functions[node.op_identifier()], times)
+                self._add_call(node.op_identifier(), times)
             elif node.op_type == "If":
                 self._add_larger_branch(node, times)
             elif node.op_type in ("Loop", "Scan"):
                 self._add_body(node, times)
             else:
                 self._add_node(node, times)
+
+    def _add_call(self, function: ir.OperatorIdentifier, times: int) -> None:
+        """Add a function's body, which is counted once however often it is called."""
+        if function not in self.bodies:
+            body = _Counter(self.functions, self.sizes, self.bodies)
+            body.add(self.functions[function], 1)
+            self.bodies[function] = body
+        for name, count in self.bodies[function].flops.items():
+            self.flops[name] += count * times
+        self.unknown += self.bodies[function].unknown
 
     def _add_node(self, node: ir.Node, times: int) -> None:
         count = flops(node, self.sizes)
@@ -189,7 +203,7 @@ class _Counter:
     def _add_larger_branch(self, node: ir.Node, times: int) -> None:
         branches = []
         for name in ("then_branch", "else_branch"):
-            branches.append(_Counter(self.functions, self.sizes))
+            branches.append(_Counter(self.functions, self.sizes, self.bodies))
             branches[-1].add(node.attributes[name].as_graph(), times)
         larger = max(branches, key=lambda branch: branch.flops.total())
         self.flops += larger.flops

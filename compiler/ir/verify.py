@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from aigcc.errors import VerifyError
+from aigcc.ir.calls import call_text, check_calls
 from aigcc.ir.signatures import (
     Complaint,
     check_body,
@@ -32,8 +33,8 @@ def verify(model: ir.Model) -> None:
     exactly the uses that there are; each initializer has data of its declared type and shape; each
     op exists in the imported opset and has the inputs, outputs, attributes and types that its
     schema asks for, where types are known; sub-graphs fit the node that holds them; calls resolve
-    and are not recursive. Ops of a domain that ONNX does not know are taken as they are. Two nodes
-    may share a name, as it serves diagnosis alone.
+    and are not recursive, and stand for a million nodes at most. Ops of a domain that ONNX does
+    not know are taken as they are. Two nodes may share a name, as it serves diagnosis alone.
 
     Args:
         model: Any model; it is not changed.
@@ -98,14 +99,15 @@ class _Verifier:
             if value.type is None:
                 self.fault(f"graph input {value.name!r} has no type", place)
         for identifier, function in model.functions.items():
-            place = f"function {_call_text(identifier)}"
+            place = f"function {call_text(identifier)}"
             if identifier != function.identifier():
-                self.fault(f"it is filed as {_call_text(function.identifier())}", place)
+                self.fault(f"it is filed as {call_text(function.identifier())}", place)
             if function.graph.initializers:
                 what = "a function body cannot have initializers: they would be lost on saving"
                 self.fault(what, place, hint="make them Constant nodes")
             self.root(function, place, function.opset_imports, function.attributes.data)
-        self.recursion()
+        for what, where, hint in check_calls(model):
+            self.fault(what, where, hint=hint)
         self.links()
         return self.faults
 
@@ -223,7 +225,7 @@ class _Verifier:
         if function is not None:
             return check_call(node, function)
         if domain not in ("", "com.microsoft"):
-            what = f"there is no function {_call_text(node.op_identifier())}"
+            what = f"there is no function {call_text(node.op_identifier())}"
             return [Complaint(what, near(node.op_type, self.function_names[domain]))]
         return check_node(node, opset)
 
@@ -251,19 +253,6 @@ class _Verifier:
             for complaint in check_body(node, attribute.name, graph, scope.imports.get("", 0)):
                 self.fault(complaint.what, scope.place, node, complaint.hint)
 
-    def recursion(self) -> None:
-        """Check that no function calls itself, by whatever way."""
-        calls = {
-            identifier: {node.op_identifier() for node in function.all_nodes()}
-            & self.model.functions.keys()
-            for identifier, function in self.model.functions.items()
-        }
-        while leaves := [name for name, called in calls.items() if not called & calls.keys()]:
-            for name in leaves:
-                del calls[name]
-        for name in calls:
-            self.fault("the function calls itself", f"function {_call_text(name)}")
-
     def links(self) -> None:
         """Check that the uses that values list are the inputs that nodes have."""
         listed = 0
@@ -290,11 +279,6 @@ def _fits(declared: ir.Shape, actual: Sequence[int]) -> bool:
     return len(declared) == len(actual) and all(
         not isinstance(dim, int) or dim == size for dim, size in zip(declared, actual, strict=True)
     )
-
-
-def _call_text(identifier: tuple[str, str, str]) -> str:
-    domain, name, overload = identifier
-    return f"{domain}::{name}" + (f":{overload}" if overload else "")
 
 
 def _undefined(value: ir.Value, node: ir.Node | None, scope: _Scope) -> tuple[str, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -27,6 +27,9 @@ from aigcc.ir.shapes.standard import (
 from aigcc.ir.shapes.values import Values
 
 Imports = Mapping[str, int]
+
+_MOST_CALLS = 10_000  # of functions, each with other types: functions may call each other
+_PLAIN = (int, float, str, bytes, tuple, list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +143,7 @@ class Walk:
         stopped: The nodes that inference did not see through.
         dropped: The nodes of which false shapes were declared.
         seen: What the calls so far agree on for the values of functions.
+        called: What functions have made, by how they were called.
     """
 
     functions: Mapping[tuple[str, str, str], ir.Function]
@@ -149,6 +153,7 @@ class Walk:
     dropped: list[Dropped] = dataclasses.field(default_factory=list)
     stopped: dict[ir.Node, Stopped] = dataclasses.field(default_factory=dict)
     seen: dict[ir.Value, tuple[Type, Dims]] = dataclasses.field(default_factory=dict)
+    called: dict[Hashable, list[tuple[Type, Dims]]] = dataclasses.field(default_factory=dict)
 
     def graph(self, graph: ir.Graph | ir.Function, imports: Imports) -> None:
         """Infer all nodes of a graph, in order."""
@@ -218,6 +223,28 @@ class Walk:
 
     def _call(self, node: ir.Node, function: ir.Function) -> str:
         """Infer a copy of the function's body for the types and attributes of this call."""
+        key = self._key(node)
+        if key not in self.called:
+            if len(self.called) >= _MOST_CALLS:
+                return "functions are called in too many ways"
+            self.called[key] = self._call_once(node, function)
+        for output, (kind, dims) in zip(node.outputs, self.called[key], strict=False):
+            self.merge(node, output, kind, dims)
+        return f"the body of function {function.name} does not say"
+
+    def _key(self, call: ir.Node) -> Hashable:
+        """What decides the types in the body of a function that is called."""
+        operands = []
+        for value in call.inputs:
+            array = None if value is None else self.values.get(value)
+            elements = None if array is None else (array.dtype.str, repr(array.tolist()))
+            operands.append(value and (repr(value.type), repr(value.shape), elements))
+        given = sorted((name, attribute.value) for name, attribute in call.attributes.items())
+        if not all(isinstance(value, _PLAIN) for _, value in given):
+            return object()  # tensors and graphs are not compared
+        return call.op_identifier(), tuple(operands), repr(given)
+
+    def _call_once(self, node: ir.Node, function: ir.Function) -> list[tuple[Type, Dims]]:
         body = function.clone()
         known: dict[ir.Value, Array] = {}
         for index, formal in enumerate(body.inputs):
@@ -236,7 +263,7 @@ class Walk:
                 value.type = value.shape = None
         imports = _normalised(function.opset_imports)
         values = Values(imports.get("", 0), known)
-        walk = Walk(self.functions, values, False, seen=self.seen)
+        walk = Walk(self.functions, values, False, seen=self.seen, called=self.called)
         walk.graph(body, imports)
         originals = dict(zip(body.all_nodes(), function.all_nodes(), strict=True))
         for inner, stop in walk.stopped.items():
@@ -247,9 +274,7 @@ class Walk:
             pairs += zip(inner.outputs, original.outputs, strict=True)
         for value, original_value in pairs:
             self._see(original_value, value)
-        for output, result in zip(node.outputs, body.outputs, strict=False):
-            self.merge(node, output, result.type, to_dims(result.shape))
-        return f"the body of function {function.name} does not say"
+        return [(result.type, to_dims(result.shape)) for result in body.outputs]
 
     def _see(self, original: ir.Value, value: ir.Value) -> None:
         found = value.type, to_dims(value.shape)
@@ -289,6 +314,7 @@ class Walk:
                 dropped=[],
                 stopped={},
                 seen={},
+                called={},
             )
             try:
                 walk.graph(trial, imports)
