@@ -20,6 +20,7 @@ from aigcc.errors import ArtifactError, CompileError
 from aigcc.ir.module import Module
 from aigcc.ir.storage.atomic import lock
 from aigcc.jsontext import to_json
+from aigcc.ranges import settle_on
 from aigcc.synthetic import set_vocabulary
 
 MANIFEST = "artifact.json"
@@ -110,6 +111,7 @@ class Artifact:
             inputs, outputs = (
                 [_value(facts) for facts in self.manifest[kind]] for kind in ("inputs", "outputs")
             )
+            sizes = dict(self.manifest.get("sizes", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"{MANIFEST} is damaged: its signature cannot be read",
@@ -117,7 +119,9 @@ class Artifact:
                 hint="build the artifact again",
             ) from error
         graph = ir.Graph(inputs, outputs, nodes=[], opset_imports={"": 1}, name="signature")
-        return Module(ir.Model(graph, ir_version=10), self.folder / self.entry)
+        module = Module(ir.Model(graph, ir_version=10), self.folder / self.entry)
+        settle_on(module, sizes)
+        return module
 
     def check(self) -> None:
         """Compare every file with its digest.

@@ -38,6 +38,7 @@ from aigcc.pipeline.parts import Parts
 from aigcc.pipeline.text import format, parse
 from aigcc.provenance import PROVENANCE, folders, origins, stripped, without_folders
 from aigcc.quality import Suspects, count_calibrated, measure
+from aigcc.ranges import settled
 from aigcc.report.page import write_report
 from aigcc.report.program import describe_program, stored_bytes
 from aigcc.samples import Samples, load_samples
@@ -312,6 +313,7 @@ def build(
             "versions": _versions(),
             "inputs": [describe_value(value, rows.get(value.name)) for value in module.inputs],
             "outputs": [describe_value(value) for value in module.outputs],
+            "sizes": settled(module),
             "nodes": {"before": _count(original), "after": _count(module)},
             "bytes": {"before": before, "after": after},
             **describe_program(original, module, pipeline, runs),

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from aigcc.ir.module import Module
 
 _KEY = "aigcc.dims"  # of a model: see `declare`
 _SETTLED = "aigcc.sizes"  # of a model: see `settle_on`
+_VARIED = "aigcc.varied"  # of a model: see `vary`
 _LARGEST = 1 << 31
 _CACHE = re.compile(r"past|cache|history", re.I)
 
@@ -88,6 +89,24 @@ def settled(module: Module) -> dict[str, int]:
         if not all(type(size) is int and size >= 0 for size in sizes.values()):
             raise ValueError(sizes)
     return sizes
+
+
+def vary(module: Module, name: str, sizes: Sequence[int]) -> None:
+    """Write down sizes of a dim of which synthetic samples have one after the other."""
+    module.model.metadata_props[_VARIED] = json.dumps({name: list(sizes)})
+
+
+def varied(module: Module) -> dict[str, list[int]]:
+    """The sizes that are written down for synthetic samples, by dim.
+
+    Raises:
+        ModelError: what is written down is none.
+    """
+    with _reading(module, _VARIED, '{"NAME": [SIZE, ...]}') as rows:
+        for sizes in rows.values():
+            if not sizes or not all(type(size) is int and size >= 0 for size in sizes):
+                raise ValueError(sizes)
+    return rows
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from aigcc.errors import CompileError, SampleError, did_you_mean
 from aigcc.ir.module import Module
-from aigcc.ranges import declared, resolve, solve, symbols
+from aigcc.ranges import declared, resolve, solve, symbols, varied
 from aigcc.sample_sources import call, from_folder, import_function, read_npz
 from aigcc.synthetic import COUNT, synthetic_feeds
 
@@ -141,7 +141,8 @@ def _reader(
 ) -> tuple[Callable[[], Iterator[tuple[str, Mapping[str, Any]]]], str]:
     """What reads samples, and where they come from in words."""
     if source is None:
-        return lambda: _named(synthetic_feeds(module), "synthetic"), f"{COUNT} synthetic samples"
+        count = max(COUNT, *map(len, varied(module).values()), 0)
+        return lambda: _named(synthetic_feeds(module), "synthetic"), f"{count} synthetic samples"
     if isinstance(source, Mapping):
         source = [source]
     if isinstance(source, Sequence) and not isinstance(source, str):

@@ -46,15 +46,16 @@ _READ = frozenset(
 def settle(module: Module) -> None:
     """Let synthetic inputs have sizes that the model takes.
 
-    The guess stays if the model runs with it. Else sizes are tried by what the graph divides by
-    and adds: multiples of its strides, the lengths of its tables, and what becomes those. Shapes
-    are inferred first, which costs little, and what is consistent is run.
+    The guess stays if the model runs with it, or has no nodes, as the signature of an artifact.
+    Else sizes are tried by what the graph divides by and adds: multiples of its strides, the
+    lengths of its tables, and what becomes those. Shapes are inferred first, which costs little,
+    and what is consistent is run.
 
     Raises:
         SampleError: none of these sizes is taken; names the dims.
     """
     guess = choose_dims(module)
-    if not guess or guess.keys() <= declared(module).keys():
+    if not guess or not len(module.graph) or guess.keys() <= declared(module).keys():
         return
     fault = _contradiction(module, guess) or _failure(module, guess)
     if fault is None:

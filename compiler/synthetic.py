@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from aigcc.errors import SampleError
 from aigcc.ir.module import Module
-from aigcc.ranges import Dim, Range, declared, invert, resolve, settled, symbols
+from aigcc.ranges import Dim, Range, declared, invert, resolve, settled, symbols, varied
 
 Array = npt.NDArray[Any]
 
@@ -129,14 +129,15 @@ def input_shape(value: ir.Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def synthetic_feeds(module: Module, count: int = COUNT) -> Iterator[dict[str, Array]]:
-    """Feeds that are the same in every run.
+    """Feeds that are the same in every run; more than `count` where a dim is to have more sizes.
 
     Raises:
         SampleError: an input has no shape or no element type, or is not a tensor.
     """
-    sizes = choose_dims(module)
-    total = count_tokens(module, sizes)
-    for index in range(count):
+    chosen, others = choose_dims(module), varied(module)
+    for index in range(max(count, *map(len, others.values())) if others else count):
+        sizes = {**chosen, **{name: row[index % len(row)] for name, row in others.items()}}
+        total = count_tokens(module, sizes)
         yield {v.name or "": _array(v, sizes, total, index) for v in module.inputs}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,8 +18,11 @@ from aigcc.pipeline.context import Context
 from aigcc.target import Lowered, Problem, Requirement, Session, Target
 from aigcc.targets import worker
 from aigcc.targets.culprit import Progress, built
-from aigcc.targets.jetson.example import EXAMPLE
+from aigcc.targets.jetson.bucketed import BUCKETS, BucketedSession, save, share_parameters
+from aigcc.targets.jetson.buckets import Buckets, specialised
+from aigcc.targets.jetson.example import BUCKETS_EXAMPLE, EXAMPLE
 from aigcc.targets.jetson.machine_code import read_library
+from aigcc.targets.jetson.prepare import prepare_buckets
 from aigcc.targets.jetson.program import (
     LIBRARY,
     PARAMETERS,
@@ -51,8 +54,10 @@ _LARGE_BYTES = 1 << 30
 class Jetson(Target):
     """The Arm cores of a Jetson board, or of this machine with board=host.
 
-    Shapes are static: each dynamic dim gets its size from `dims` or from the samples. Kernels are
-    fused, and not yet scheduled for the cores; the GPU of the board is not used.
+    Shapes are static: each dynamic dim gets its size from `dims` or from the samples. One dim may
+    have several sizes, as in `dims=[tokens:64|128]`: there is a program for each, and each input
+    runs in the smallest that holds it, filled up at its end. Kernels are fused, and not yet
+    scheduled for the cores; the GPU of the board is not used.
     """
 
     name: ClassVar[str] = "jetson"
@@ -62,7 +67,9 @@ class Jetson(Target):
     precision: Literal["fp32", "fp16"] = option(
         "fp32", "of factors in products and convolutions that hold them; sums are float32"
     )
-    dims: tuple[str, ...] = option((), "sizes of dynamic dims, each NAME:SIZE")
+    dims: tuple[str, ...] = option(
+        (), "sizes of dynamic dims, each NAME:SIZE; one may have several, with bars between them"
+    )
     emulate: bool = option(False, "compare outputs by running the program in qemu, which is slow")
 
     @property
@@ -78,19 +85,25 @@ class Jetson(Target):
     def prepare(self, module: Module, ctx: Context) -> Module:
         """Fix every dynamic dim: at its size in `dims`, else in the samples, which a remark says.
 
+        A dim that has several sizes in `dims` stays, and a program is made for each.
+
         Raises:
             TargetError: `dims` names no dim, or the samples have another size than it or than each
-                other.
+                other; inputs that are filled up to one of several sizes change outputs.
             ModelError: the sizes contradict each other within the model.
         """
-        sizes = given_sizes(module, self.dims)
-        for name, seen in seen_sizes(module, sizes, ctx.samples).items():
+        given = given_sizes(module, self.dims)
+        sizes = {name: few[0] for name, few in given.items() if len(few) == 1}
+        for name, seen in seen_sizes(module, given, ctx.samples).items():
             sizes[name] = seen
             ctx.note(
                 None,
                 f"the dim {name!r} is fixed at {seen}, its size in the samples; "
                 f"dims=[{name}:SIZE] gives it another",
             )
+        for name, few in given.items():
+            if len(few) > 1:
+                return prepare_buckets(module, name, few, sizes, ctx)
         return with_sizes(module, sizes) if sizes else module
 
     def requirements(self) -> list[Requirement]:
@@ -127,6 +140,8 @@ class Jetson(Target):
 
     def check(self, module: Module) -> list[Problem]:
         """Operators, types and limits of the table, and resizes that the front end gets wrong."""
+        if (buckets := Buckets.read(module)) is not None:
+            module = specialised(module, buckets, buckets.sizes[-1], self)
         problems = [*super().check(module), *find_wrong_resizes(module)]
         if self.precision == "fp16":
             return problems
@@ -139,24 +154,36 @@ class Jetson(Target):
     def lower(self, module: Module, out: Path, ctx: Context) -> Lowered:
         """Compile `model.so`, with `model.params` and the signature `model.json` beside it.
 
+        Where a dim has several sizes, they lie in a folder for each.
+
         Raises:
             TargetError: TVM or a linker is missing, a dim varies, or TVM refused the module.
         """
         self.check_tools()
-        target = self._tvm_target()
-        refuse_dynamic(module)
-
-        def build(part: Module, folder: Path, progress: Progress) -> dict[str, Any]:
-            return _compile(part, folder, target, self._linker(), progress)
-
-        found = built(module, out, ctx.progress, build)
+        buckets = Buckets.read(module)
+        if buckets is None:
+            refuse_dynamic(module)
+            facts = self._build(module, out, ctx)
+            lowered = Lowered((LIBRARY, PARAMETERS, SIGNATURE), LIBRARY, facts)
+        else:
+            lowered = self._build_buckets(module, buckets, out, ctx)
         ctx.note(
             None,
             "kernels are fused but neither tiled, vectorised by hand nor tuned, and run on one "
             "core: expect 10 to 100 times the time of a tuned library",
         )
+        return lowered
+
+    def _build(self, module: Module, out: Path, ctx: Context) -> dict[str, Any]:
+        """Compile one program into a folder; returns its facts."""
+        target = self._tvm_target()
+
+        def build(part: Module, folder: Path, progress: Progress) -> dict[str, Any]:
+            return _compile(part, folder, target, self._linker(), progress)
+
+        found = built(module, out, ctx.progress, build)
         code = read_library(out / LIBRARY)
-        facts = {
+        return {
             "library": f"Apache TVM {found.pop('version')}",
             "board": self.board,
             "machine": code.machine,
@@ -164,32 +191,58 @@ class Jetson(Target):
             "target": target,
             **found,
         }
-        return Lowered((LIBRARY, PARAMETERS, SIGNATURE), LIBRARY, facts)
+
+    def _build_buckets(self, module: Module, buckets: Buckets, out: Path, ctx: Context) -> Lowered:
+        """Compile a program for each bucket into a folder of its own; facts are of the largest."""
+        facts: dict[str, Any] = {}
+        for size in buckets.sizes:
+            folder = out / str(size)
+            folder.mkdir()
+            facts = self._build(specialised(module, buckets, size, self), folder, ctx)
+        is_shared = share_parameters(buckets, out)
+        save(buckets, out)
+        facts["buckets"] = {buckets.dim: list(buckets.sizes), "weights are shared": is_shared}
+        files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+        return Lowered(tuple(files), BUCKETS, facts)
 
     def session(self, folder: Path, entry: str, threads: int | None = None) -> Session | None:
         """In this process for board=host; in qemu where `emulate` asks for it; on one thread."""
         if self.board == _HOST:
-            return NativeSession(folder)
+            return _open_any(folder, entry, NativeSession)
         if not self.emulate:
             return None
         runner = find_runner()
         if runner is None:
             raise TargetError("the emulator is not ready", hint=PREPARE)
-        return EmulatedSession(folder, runner, self._board()["qemu"])
+        cpu = self._board()["qemu"]
+        return _open_any(folder, entry, lambda one: EmulatedSession(one, runner, cpu))
 
     def open(self, module: Module, threads: int | None = None) -> Session | None:
         """The same kernels for this machine; None without a linker, or where that takes minutes."""
-        refuse_dynamic(module)
+        buckets = Buckets.read(module)
+        if buckets is None:
+            refuse_dynamic(module)
+            parts = {"": module}
+        else:
+            parts = {str(size): specialised(module, buckets, size, self) for size in buckets.sizes}
         linker = native_linker()
-        if linker is None or _is_slow(module):
+        if linker is None or any(map(_is_slow, parts.values())):
             return None
-        with tempfile.TemporaryDirectory(prefix="aigcc-") as folder:
-            _compile(module, Path(folder), None, linker, lambda text, fraction: None)
-            return NativeSession(Path(folder))
+        with tempfile.TemporaryDirectory(prefix="aigcc-") as name:
+            for place, part in parts.items():
+                folder = Path(name, place)
+                folder.mkdir(exist_ok=True)
+                _compile(part, folder, None, linker, lambda text, fraction: None)
+            if buckets is None:
+                return NativeSession(Path(name))
+            save(buckets, Path(name))
+            session = BucketedSession(Path(name), NativeSession)
+            session.open_all()
+            return session
 
     def example(self, module: Module, entry: str) -> str:
         """Runs the program once on the board, with TVM's runtime."""
-        return EXAMPLE
+        return BUCKETS_EXAMPLE if entry == BUCKETS else EXAMPLE
 
     def _linker(self) -> list[str] | None:
         return native_linker() if self.board == _HOST else cross_linker()
@@ -216,6 +269,11 @@ class Jetson(Target):
             "mattr": board["mattr"],
             "num-cores": board["cores"],
         }
+
+
+def _open_any(folder: Path, entry: str, open_one: Callable[[Path], Session]) -> Session:
+    """A session for one program, or for those of several sizes."""
+    return BucketedSession(folder, open_one) if entry == BUCKETS else open_one(folder)
 
 
 def _compile(

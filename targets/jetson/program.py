@@ -77,15 +77,10 @@ class Signature:
         Raises:
             TargetError: one is missing, unknown, or not of the compiled type and shape.
         """
-        names = [item.name for item in self.inputs]
-        for name in feeds:
-            if name not in names:
-                raise TargetError(f"no input {name!r}", hint=did_you_mean(name, names))
+        self.refuse_names(feeds)
         arrays = []
         for item in self.inputs:
-            array = feeds.get(item.name)
-            if array is None:
-                raise TargetError(f"no value for the input {item.name!r}")
+            array = feeds[item.name]
             if array.shape != item.shape or array.dtype.name != item.dtype:
                 raise TargetError(
                     f"input {item.name!r} is {array.dtype.name}{list(array.shape)}, and was "
@@ -94,6 +89,20 @@ class Signature:
                 )
             arrays.append(np.asarray(array, order="C"))
         return arrays
+
+    def refuse_names(self, feeds: Feeds) -> None:
+        """Do nothing if there is a value for each input, and no other.
+
+        Raises:
+            TargetError: one is missing or unknown.
+        """
+        names = [item.name for item in self.inputs]
+        for name in feeds:
+            if name not in names:
+                raise TargetError(f"no input {name!r}", hint=did_you_mean(name, names))
+        for name in names:
+            if name not in feeds:
+                raise TargetError(f"no value for the input {name!r}")
 
     def name(self, results: Sequence[Array]) -> dict[str, Array]:
         """Results by name."""
@@ -109,7 +118,7 @@ class NativeSession:
 
         self._signature = Signature.load(folder / SIGNATURE)
         library = tvm.runtime.load_module(str(folder / LIBRARY))
-        weights = tvm.runtime.load_param_dict_from_file(str(folder / PARAMETERS))
+        weights = tvm.runtime.load_param_dict_from_file(str(_parameters(folder)))
         self._weights = [weights[str(index)] for index in range(len(weights))]
         self._main = relax.VirtualMachine(library, tvm.cpu())["main"]
         self._tensor = tvm.runtime.tensor
@@ -148,7 +157,7 @@ class EmulatedSession:
             scratch = Path(name)
             _write_inputs(scratch, signature.arrange(feeds))
             command = [QEMU, "-cpu", self.cpu, "-L", "/usr/aarch64-linux-gnu", str(self.runner)]
-            files = [str(self.folder / LIBRARY), str(self.folder / PARAMETERS), name]
+            files = [str(self.folder / LIBRARY), str(_parameters(self.folder)), name]
             done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise TargetError(
@@ -156,6 +165,12 @@ class EmulatedSession:
                     at=" ".join(command),
                 )
             return signature.name(_read_outputs(scratch))
+
+
+def _parameters(folder: Path) -> Path:
+    """The parameters of the program in a folder: there, or above where programs share them."""
+    own = folder / PARAMETERS
+    return own if own.is_file() else folder.parent / PARAMETERS
 
 
 def _write_inputs(folder: Path, arrays: Sequence[Array]) -> None:
