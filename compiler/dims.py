@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from aigcc.ir.module import Module
 from aigcc.ir.shapes.inference import infer_shapes
-from aigcc.ranges import resolve, solve, symbols
+from aigcc.ranges import place, resolve, solve, symbols
 from aigcc.synthetic import Array
 
 
@@ -22,16 +22,16 @@ def dynamic_dims(module: Module) -> dict[str, str]:
         for axis, dim in enumerate(value.shape or ()):
             if is_fixed(dim):
                 continue
-            place = f"axis {axis} of {value.name!r}"
-            for name in symbols(dim) or {_place(value, axis)}:
-                found.setdefault(name, place)
+            where = f"axis {axis} of {value.name!r}"
+            for name in symbols(dim) or {place(value, axis)}:
+                found.setdefault(name, where)
     return found
 
 
 def sized(value: ir.Value, sizes: Mapping[str, int]) -> list[int | None]:
     """The shape of an input of known rank under these sizes; None where a size is missing."""
     return [
-        resolve(dim, sizes) if is_fixed(dim) or symbols(dim) else sizes.get(_place(value, axis))
+        resolve(dim, sizes) if is_fixed(dim) or symbols(dim) else sizes.get(place(value, axis))
         for axis, dim in enumerate(value.shape or ())
     ]
 
@@ -51,7 +51,7 @@ def sample_sizes(module: Module, feeds: Mapping[str, Array]) -> dict[str, int]:
             if symbols(dim):
                 named.append((dim, size))
             elif not is_fixed(dim):
-                sizes[_place(value, axis)] = size
+                sizes[place(value, axis)] = size
     return sizes | solve(named)
 
 
@@ -79,7 +79,3 @@ def with_input_sizes(module: Module, sizes: Mapping[str, int]) -> Module:
         if value.shape is not None:
             value.shape = ir.Shape(dim if size is None else size for size, dim in known)
     return fixed
-
-
-def _place(value: ir.Value, axis: int) -> str:
-    return f"{value.name}.{axis}"

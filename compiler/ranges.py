@@ -144,6 +144,11 @@ def symbols(dim: Dim) -> frozenset[str]:
         return frozenset({str(dim.value)})
 
 
+def place(value: ir.Value, axis: int) -> str:
+    """What a dim of an input is called that has no name, such as `image.2`."""
+    return f"{value.name}.{axis}"
+
+
 def resolve(dim: Dim, sizes: Mapping[str, int]) -> int | None:
     """The size of a dim, or None where a symbol in it has none."""
     if isinstance(dim, int):

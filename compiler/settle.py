@@ -12,15 +12,17 @@ import onnx_ir as ir
 from aigcc.dims import dynamic_dims, with_sizes
 from aigcc.errors import CompileError, ModelError, SampleError
 from aigcc.ir.module import Module
-from aigcc.ranges import Range, declared, settle_on, symbols
+from aigcc.ranges import Range, declared, place, settle_on, symbols
 from aigcc.reference import Reference
-from aigcc.synthetic import choose_dims, synthetic_feeds
+from aigcc.synthetic import choose_dims, synthetic_feeds, unnamed_dims
 
 _TRIES = 160  # shapes are inferred as often
 _RUNS = 8
+_BASES = 3  # sizes that fail elsewhere than the guess, from which others are tried
 _LARGEST = 1 << 12
 _USUAL = 32
 _STEPS = (2, 4, 8, 16)
+_FRAMES = (4, 8, 2, 16)  # times what is reflected at an end: windows are twice or four times it
 _FEW = 64  # numbers of a constant that may be a shape, or of a few nodes
 _DEPTH = 8  # nodes between the one that fails and a table
 _READ = frozenset(
@@ -48,32 +50,39 @@ def settle(module: Module) -> None:
 
     The guess stays if the model runs with it, or has no nodes, as the signature of an artifact.
     Else sizes are tried by what the graph divides by and adds: multiples of its strides, the
-    lengths of its tables, and what becomes those. Shapes are inferred first, which costs little,
-    and what is consistent is run.
+    lengths of its tables, what becomes those, and what is longer than its reflections. Shapes are
+    inferred first, which costs little, and what is consistent is run. Sizes that fail elsewhere
+    than the guess are a step on the way.
 
     Raises:
         SampleError: none of these sizes is taken; names the dims.
     """
-    guess = choose_dims(module)
+    guess = {**unnamed_dims(module), **choose_dims(module)}
     if not guess or not len(module.graph) or guess.keys() <= declared(module).keys():
         return
-    fault = _contradiction(module, guess) or _failure(module, guess)
-    if fault is None:
+    first = _contradiction(module, guess) or _failure(module, guess)
+    if first is None:
         return
-    runs = 0
-    for sizes in itertools.islice(_candidates(module, guess, fault), _TRIES):
-        if _contradiction(module, sizes) is None:
-            runs += 1
-            if _failure(module, sizes) is None:
-                settle_on(module, sizes)
-                return
-        if runs == _RUNS:
-            break
+    bases = [(guess, first)]
+    for sizes, fault in bases:  # which grow
+        runs, tries = 0, _candidates(module, sizes, fault, is_step=sizes is not guess)
+        for tried in itertools.islice(tries, _TRIES):
+            if _contradiction(module, tried) is None:
+                runs += 1
+                other = _failure(module, tried)
+                if other is None:
+                    settle_on(module, tried)
+                    return
+                known = {frozenset(_named(met)) for _, met in bases}
+                if len(bases) < _BASES and frozenset(_named(other)) not in known:
+                    bases.append((tried, other))
+            if runs == _RUNS:
+                break
     raise SampleError(
-        f"no sizes were found that the model takes: with {_in_words(guess)} {fault.what}",
-        at="; ".join(filter(None, [fault.at, _places(module)])),
+        f"no sizes were found that the model takes: with {_in_words(guess)} {first.what}",
+        at="; ".join(filter(None, [first.at, _places(module)])),
         hint="give samples: --samples FOLDER, or --samples package.module:function",
-    ) from fault
+    ) from first
 
 
 def _contradiction(module: Module, sizes: Mapping[str, int]) -> ModelError | None:
@@ -100,13 +109,24 @@ def _failure(module: Module, sizes: Mapping[str, int]) -> CompileError | None:
 
 
 def _candidates(
-    module: Module, guess: Mapping[str, int], fault: CompileError
+    module: Module, guess: Mapping[str, int], fault: CompileError, is_step: bool
 ) -> Iterator[dict[str, int]]:
-    """Sizes for all dims together, then for those of each input, then for each dim alone."""
+    """Sizes for all dims together, then for those of each input, then for each dim alone.
+
+    Of sizes that got further than the guess, one that is another dim's is tried first.
+    """
     ranges = declared(module)
     examples = {name: range_.example for name, range_ in ranges.items() if name in guess}
     groups, seen = _groups(module, guess), [dict(guess)]
     tries = [{name: size for name, size in examples.items() if size is not None}]
+    tries += _alike(guess) if is_step else []
+    lengths = sorted(_reflected(module))
+    tries += [
+        dict.fromkeys(group, size * times)
+        for size in lengths[-1:]
+        for times in _FRAMES
+        for group in groups
+    ]
     for numbers in (_near(module, fault), _numbers(module.nodes())):
         lengths = sorted(_lengths(module, numbers), key=lambda size: abs(math.log(size / _USUAL)))
         tries += [dict.fromkeys(group, size) for size in lengths for group in groups]
@@ -117,12 +137,22 @@ def _candidates(
             yield chosen
 
 
+def _alike(sizes: Mapping[str, int]) -> list[dict[str, int]]:
+    """Each dim alone as long as another one, the least first."""
+    return [{name: size} for size in sorted(set(sizes.values())) for name in sizes]
+
+
 def _groups(module: Module, guess: Mapping[str, int]) -> list[tuple[str, ...]]:
     """Dims that are tried together; the first ones of inputs, which are batches, alone."""
-    inner = []
-    for value in module.inputs:
-        names = [n for dim in (value.shape or ())[1:] for n in sorted(symbols(dim))]
-        inner.append(tuple(dict.fromkeys(name for name in names if name in guess)))
+    dims = [
+        [sorted(symbols(dim)) or [place(value, axis)] for axis, dim in enumerate(value.shape or ())]
+        for value in module.inputs
+    ]
+    first = {name for names in dims for name in itertools.chain(*names[:1])}
+    inner = [
+        tuple(dict.fromkeys(n for n in itertools.chain(*names[1:]) if n in guess.keys() - first))
+        for names in dims
+    ]
     every = tuple(dict.fromkeys(itertools.chain(*inner)))
     return [g for g in dict.fromkeys([every, *inner, *((name,) for name in guess)]) if g]
 
@@ -168,7 +198,7 @@ def _numbers(nodes: Iterable[ir.Node]) -> set[int]:
 
 def _near(module: Module, fault: CompileError) -> set[int]:
     """The numbers of the node that fails and of those that make its inputs, and channels."""
-    named = set(re.findall(r"'(.+?)'", f"{fault.at} {fault.what}"))
+    named = _named(fault)
     nodes = [
         node
         for node in module.nodes()
@@ -179,6 +209,35 @@ def _near(module: Module, fault: CompileError) -> set[int]:
         nodes = list(dict.fromkeys([*nodes, *(node for node in made if node is not None)]))
     fixed = {size for v in module.inputs for size in v.shape or () if isinstance(size, int)}
     return _numbers(nodes) | {size for size in fixed if size > 1}
+
+
+def _named(fault: CompileError) -> set[str]:
+    return set(re.findall(r"'(.+?)'", f"{fault.at} {fault.what}"))
+
+
+def _reflected(module: Module) -> set[int]:
+    """How much is reflected at the ends of what is padded, which has to be longer."""
+    found: set[int] = set()
+    for node in module.nodes():
+        if node.op_type == "Pad" and node.attributes.get_string("mode", "") == "reflect":
+            found |= {abs(pad) for pad in node.attributes.get_ints("pads", ())}
+            for value in node.inputs[1:2]:
+                found |= _constants_above(value)
+    return {size for size in found if 1 < size <= _LARGEST}
+
+
+def _constants_above(value: ir.Value | None) -> set[int]:
+    """The integers of which a small shape is made."""
+    waiting, found = [value], set()
+    for _ in range(_FEW):
+        if not waiting:
+            break
+        array = ir.convenience.get_const_tensor(made) if (made := waiting.pop()) else None
+        if array is not None and array.dtype.is_integer() and array.size <= _FEW:
+            found |= {abs(int(number)) for number in array.numpy().ravel()}
+        elif made is not None and (node := made.producer()) is not None:
+            waiting += node.inputs
+    return found
 
 
 def _in_words(sizes: Mapping[str, int]) -> str:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from aigcc.errors import SampleError
 from aigcc.ir.module import Module
-from aigcc.ranges import Dim, Range, declared, invert, resolve, settled, symbols, varied
+from aigcc.ranges import Dim, Range, declared, invert, place, resolve, settled, symbols, varied
 
 Array = npt.NDArray[Any]
 
@@ -99,7 +99,18 @@ def choose_dims(module: Module) -> dict[str, int]:
     found to run (see `aigcc.settle`) go before all guesses.
     """
     sizes = _guess_dims(module)
-    return {**sizes, **{name: size for name, size in settled(module).items() if name in sizes}}
+    known = sizes.keys() | unnamed_dims(module).keys()
+    return {**sizes, **{name: size for name, size in settled(module).items() if name in known}}
+
+
+def unnamed_dims(module: Module) -> dict[str, int]:
+    """The guess for every dim of the inputs without a name, by its place."""
+    return {
+        place(value, axis): _guess_by_axis(axis, value)
+        for value in module.inputs
+        for axis, dim in enumerate(value.shape or ())
+        if not symbols(dim) and (not isinstance(dim, int) or dim < 0)
+    }
 
 
 def _guess_dims(module: Module) -> dict[str, int]:
@@ -123,7 +134,9 @@ def input_shape(value: ir.Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The dims of an input of known rank; those that have neither size nor name are chosen."""
     sized = [resolve(dim, sizes) for dim in value.shape or ()]
     return tuple(
-        size if size is not None and size >= 0 else _guess_by_axis(axis, value)
+        size
+        if size is not None and size >= 0
+        else sizes.get(place(value, axis), _guess_by_axis(axis, value))
         for axis, size in enumerate(sized)
     )
 

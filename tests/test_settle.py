@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigcc.dims import sample_sizes
+from aigcc.dims import dynamic_dims, sample_sizes
 from aigcc.errors import ModelError, SampleError
 from aigcc.ir.module import Module
 from aigcc.ranges import Range, declare, declared, invert, may_be_empty, resolve, solve
@@ -160,3 +160,43 @@ def test_what_is_solved_is_what_was_put_in(times: int, more: int, size: int) -> 
     assert solve([(dim, whole)]) == {"x": size} == {"x": invert(dim, "x", whole, {})}
     other = ir.SymbolicDim("x + y")
     assert solve([(other, size + 3), (dim, whole)]) == {"x": size, "y": 3}
+
+
+# A window is 48 wide; half of it is reflected at the end. The state has a row a batch.
+REFLECTED = """g (float[DIMS] x, float[STATE] state) => (float[b,o] y)
+<ones[1,1,48] kernel, int64[1] zero = {0}, int64[1] one = {1}, int64[1] amount = {24},
+ int64[3] before = {0, 0, 0}> {
+  PADS
+  p = Pad <mode = "reflect"> (x, pads)
+  u = Unsqueeze (p, one)
+  q = Conv <strides = [24]> (u, kernel)
+  f = Flatten (q)
+  h = Squeeze (state, zero)
+  y = Concat <axis = 1> (f, h)
+}"""
+FOLDED = "pads = Constant <value_ints = [0, 0, 0, 24]> ()"
+UNFOLDED = "pads = Concat <axis = 0> (before, amount)"
+
+
+@pytest.mark.parametrize("pads", [FOLDED, UNFOLDED])
+@pytest.mark.parametrize(("dims", "state"), [("batch,t", "1,batch,4"), ("?,?", "1,?,4")])
+def test_what_is_reflected_is_longer_than_its_ends(pads: str, dims: str, state: str) -> None:
+    text = REFLECTED.replace("DIMS", dims).replace("STATE", state).replace("PADS", pads)
+    made = filled(text)
+    feeds = next(iter(load_samples(None, made)))
+    batch, length = feeds["x"].shape
+    assert feeds["state"].shape[1] == batch
+    assert length > 24
+
+
+def test_pictures_are_larger_than_what_is_reflected() -> None:
+    made = filled("""g (float[?,1,?,?] x) => (float[n,1,h,w] y) {
+  pads = Constant <value_ints = [0, 0, 40, 40, 0, 0, 40, 40]> ()
+  y = Pad <mode = "reflect"> (x, pads)
+}""")
+    assert min(next(iter(load_samples(None, made)))["x"].shape[2:]) > 40
+
+
+def test_dims_without_names_are_called_after_their_places() -> None:
+    made = filled("g (float[?,2,n] x) => (float[a,b,c] y) { y = Relu (x) }")
+    assert dynamic_dims(made) == {"x.0": "axis 0 of 'x'", "n": "axis 2 of 'x'"}
