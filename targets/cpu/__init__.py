@@ -35,6 +35,7 @@ from aigcc.targets import worker
 from aigcc.targets.cpu import convert
 from aigcc.targets.cpu.example import example_for
 from aigcc.targets.cpu.kernels import KERNELS, Kernel, summarise, with_products, write_table
+from aigcc.targets.cpu.loops import count_rounds
 from aigcc.targets.cpu.machine import has_bfloat16, processor
 from aigcc.targets.cpu.refusals import refusals
 from aigcc.targets.cpu.session import OpenVinoSession
@@ -216,6 +217,7 @@ class Cpu(Target):
         names = Names(made)
         for _, graph, index in list(passed_outputs(made)):
             put_copy(graph, index, names)
+        count_rounds(made)
         for node in made.nodes():  # it takes an input without a name for one that is not known
             while node.inputs and node.inputs[-1] is None:
                 node.resize_inputs(len(node.inputs) - 1)
