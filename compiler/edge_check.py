@@ -15,15 +15,12 @@ import onnx_ir as ir
 
 from aigcc.analysis.metrics import OutputError, compare_outputs
 from aigcc.apart import STOPPED, run_apart
+from aigcc.edge_probes import hiding, probing
 from aigcc.edges import Edge, edges, is_number
 from aigcc.errors import CompileError
 from aigcc.exact import exact
 from aigcc.ir.draws import count_draws
 from aigcc.ir.module import Module
-from aigcc.ir.names import Names
-from aigcc.ir.shapes.inference import infer_shapes
-from aigcc.ir.weights import constant
-from aigcc.passes.hiding import hides
 from aigcc.reference import Reference, rounded_otherwise
 from aigcc.runtime import OrtSession
 
@@ -35,20 +32,11 @@ SECONDS = 10.0
 
 _ROUNDINGS = 4.0  # how much further off than rounding makes it an output may be
 _CHAOTIC = 0.1  # rounding that grows to this in the original grows to anything in other programs
-_HIDES = -1e3  # a score that is lower by so much has no part in a softmax
-_LARGEST = 1 << 24  # bytes of a constant that is looked at
 
 # Operators that take no empty dims in ONNX Runtime, and those that it spells as others, which have
 # no names.
 _NEVER_EMPTY = frozenset({"Attention"})
 _SPELLED = frozenset({"GroupNormalization"})
-
-# Operators that square numbers inside.
-_SQUARES = frozenset(
-    {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization",
-     "LpNormalization", "MeanVarianceNormalization", "RMSNormalization", "ReduceL2"}
-)  # fmt: skip
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +279,7 @@ class EdgeCheck:
 
     @functools.cached_property
     def _deeper(self) -> OrtSession:
-        return OrtSession(_hiding(exact(self._original)), optimise=False, threads=self._threads)
+        return OrtSession(hiding(exact(self._original)), optimise=False, threads=self._threads)
 
     @functools.cached_property
     def _other(self) -> OrtSession:
@@ -307,60 +295,7 @@ class EdgeCheck:
 
     @functools.cached_property
     def _probe(self) -> OrtSession:
-        return OrtSession(_probing(exact(self._original)), optimise=False, threads=self._threads)
-
-
-def _probing(module: Module) -> Module:
-    """A copy whose outputs tell of each value between whether it is finite, and whether it is 0."""
-    made = module.clone()
-    infer_shapes(made.model)
-    names, graph = Names(made), made.graph
-    graph.outputs.clear()
-
-    def add(kind: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
-        node = ir.node(kind, inputs, attributes, name=names.fresh(kind))
-        node.outputs[0].name = names.fresh(f"{inputs[0].name}_{kind}")
-        node.outputs[0].type = ir.TensorType(inputs[0].dtype or ir.DataType.UNDEFINED)
-        graph.append(node)
-        return node.outputs[0]
-
-    for node in list(graph):
-        values = list(node.outputs)
-        if node.op_type in _SQUARES and node.inputs[0] is not None:
-            x = node.inputs[0]
-            values += [add("Mul", [x, x])]
-        for value in values:
-            if isinstance(value.type, ir.TensorType) and value.dtype in _FLOATS:
-                for kind in ("ReduceMax", "ReduceMin"):
-                    reduced = add(kind, [value], keepdims=0)
-                    reduced.shape = ir.Shape(())
-                    graph.outputs.append(reduced)
-    return made
-
-
-def _hiding(module: Module) -> Module:
-    """A copy in which numbers that hide scores from a softmax are -inf."""
-    made = module.clone()
-    infer_shapes(made.model)
-    graph = made.graph
-    constants = [*graph.initializers.values(), *(o for n in graph for o in n.outputs)]
-    for value in constants:
-        tensor = constant(value)
-        if tensor is None or value.dtype not in _FLOATS or not hides(value):
-            continue
-        if tensor.nbytes > _LARGEST or not (tensor.numpy() <= _HIDES).any():
-            continue
-        array = tensor.numpy()
-        hidden = ir.Tensor(
-            np.where(array <= _HIDES, array.dtype.type(-np.inf), array), name=value.name
-        )
-        node = value.producer()
-        if node is None:
-            value.const_value = hidden
-        else:
-            node.attributes.clear()
-            node.attributes["value"] = ir.AttrTensor("value", hidden)
-    return made
+        return OrtSession(probing(exact(self._original)), optimise=False, threads=self._threads)
 
 
 def _state(array: Array) -> tuple[bool, bool]:

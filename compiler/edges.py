@@ -22,7 +22,6 @@ Feeds = Mapping[str, Array]
 
 _MASK = re.compile(r"mask|bias", re.I)
 _DIMS = 3  # dims that are empty, one at a time
-_DEEPEST = 12
 
 # Operators that hand on the numbers of a mask on its way to scores.
 _HAND_ON = frozenset(
@@ -101,7 +100,7 @@ def _sorted(module: Module) -> _Inputs:
             if dtype.bitwidth < 16:
                 continue
             numbers += [] if is_mask else [name]
-            scores += [name] if is_mask or _reaches_scores(value, _DEEPEST) else []
+            scores += [name] if is_mask or _reaches_scores(value) else []
         elif dtype == ir.DataType.BOOL or (is_mask and dtype.is_integer()):
             flags.append(name)
         elif dtype.is_integer() and dtype.bitwidth >= 8 and vocabulary(value) is None:
@@ -109,12 +108,16 @@ def _sorted(module: Module) -> _Inputs:
     return _Inputs(tuple(numbers), tuple(scores), tuple(flags), tuple(wholes))
 
 
-def _reaches_scores(value: ir.Value, depth: int) -> bool:
-    for node, place in value.uses() if depth else ():
-        if node.op_type in ("Softmax", "LogSoftmax") or (node.op_type == "Attention" and place > 2):
-            return True
-        if node.op_type in _HAND_ON and any(_reaches_scores(o, depth - 1) for o in node.outputs):
-            return True
+def _reaches_scores(value: ir.Value) -> bool:
+    waiting, seen = [value], {value}
+    while waiting:
+        for node, place in waiting.pop().uses():
+            is_score = node.op_type == "Attention" and place > 2
+            if is_score or node.op_type in ("Softmax", "LogSoftmax"):
+                return True
+            if node.op_type in _HAND_ON:
+                waiting += [output for output in node.outputs if output not in seen]
+                seen.update(node.outputs)
     return False
 
 
