@@ -19,7 +19,7 @@ from aigcc.ir.names import Names
 from aigcc.options import option
 from aigcc.passes.legal.norms import SummedGroupNorm
 from aigcc.pipeline.context import Context
-from aigcc.pipeline.rules import apply_rules
+from aigcc.pipeline.rules import Rule, apply_rules
 from aigcc.samples import load_samples
 from aigcc.target import (
     Capabilities,
@@ -39,6 +39,7 @@ from aigcc.targets.cpu.loops import count_rounds
 from aigcc.targets.cpu.machine import has_bfloat16, processor
 from aigcc.targets.cpu.refusals import refusals
 from aigcc.targets.cpu.session import OpenVinoSession
+from aigcc.targets.cpu.sums import SumInOrder
 from aigcc.targets.culprit import Progress, built
 
 MODEL = "model.xml"
@@ -221,8 +222,10 @@ class Cpu(Target):
         for node in made.nodes():  # it takes an input without a name for one that is not known
             while node.inputs and node.inputs[-1] is None:
                 node.resize_inputs(len(node.inputs) - 1)
+        rules: list[Rule] = [SumInOrder()]
         if self.precision == "bf16":
-            apply_rules(made, [SummedGroupNorm(_SUMMED)], Context())
+            rules.append(SummedGroupNorm(_SUMMED))
+        apply_rules(made, rules, Context())
         return made
 
     def properties(self, threads: int | None = None) -> dict[str, Any]:
