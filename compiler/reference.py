@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from aigcc.errors import CompileError, describe
 from aigcc.exact import exact, open_exact
@@ -92,6 +91,8 @@ class _Evaluator:
     """A module in ONNX's own evaluator."""
 
     def __init__(self, module: Module) -> None:
+        from onnx.reference import ReferenceEvaluator
+
         self._where = str(module.path or "module")
         try:
             self._evaluator = ReferenceEvaluator(ir.to_proto(module.model))
