@@ -50,15 +50,18 @@ def sliced(variant: str) -> list[str]:
     return sorted({*names[offset::EVERY], *watched}, key=names.index)
 
 
-def survey(names: Sequence[str] | None = None) -> Iterator[Finding]:
+def survey(
+    names: Sequence[str] | None = None, variants: Sequence[str] = tuple(VARIANTS)
+) -> Iterator[Finding]:
     """Run cases in processes of their own, so that a crash or a hang is a finding.
 
     Args:
-        names: The cases, in all variants; a slice by default.
+        names: The cases; a slice by default.
+        variants: What is made of each.
     """
     questions = [
         (name, variant)
-        for variant in VARIANTS
+        for variant in variants
         for name in (sliced(variant) if names is None else names)
     ]
     servers = [Server(WORKER) for _ in range(os.cpu_count() or 1)]
