@@ -21,6 +21,7 @@ from aigcc.passes.quant import trial
 from aigcc.passes.quant.candidates import Candidates, alike, candidates
 from aigcc.passes.quant.choose import Bounds, Option, choose
 from aigcc.passes.quant.evidence import Evidence
+from aigcc.passes.quant.exact import offered
 from aigcc.passes.quant.found import Found
 from aigcc.passes.quant.isolate import isolate
 from aigcc.passes.quant.latency import Latencies
@@ -373,6 +374,9 @@ def test_what_is_confirmed_is_compared_with_the_model_as_it_was_read(net):
 
 
 def test_a_build_keeps_its_budget_on_all_samples_or_plans_again(net, tmp_path):
+    """In 8 bits one sample is off; where this CPU clips more, there is no mixture that keeps it."""
+    if "w16a16" not in offered(make_target("mobile")):
+        pytest.skip("this CPU clips w16a16")
     net.save(tmp_path / "net.onnx")
     made = aigcc.build(
         tmp_path / "net.onnx",
