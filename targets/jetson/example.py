@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from aigcc.targets.examples import READ_INPUTS
 
+_CHECK_MACHINE = """\
+def check_machine(path: Path) -> None:
+    with open(path, "rb") as library:  # an ELF file, which names its machine
+        code = int.from_bytes(library.read(20)[18:], "little")
+    machines = {183: ("aarch64", "arm64"), 62: ("x86_64", "AMD64")}.get(code, ())
+    if platform.machine() not in machines:
+        sys.exit(
+            f"model.so runs on {' or '.join(machines) or 'another machine'}, and this is "
+            f"{platform.machine()}: copy this folder to the board and run it there"
+        )
+"""
+
 EXAMPLE = '''\
 """Runs model.so once: python example.py [NAME=FILE.npy ...]
 
@@ -26,6 +38,8 @@ from tvm import relax
 
 {read_inputs}
 
+{check_machine}
+
 def main() -> None:
     folder = Path(__file__).parent
     signature = json.loads((folder / "model.json").read_text())
@@ -34,14 +48,7 @@ def main() -> None:
     for name, array in given.items():
         if array.shape != shapes[name]:
             sys.exit(f"input {name!r} is {array.shape}, and was compiled for {shapes[name]}")
-    with open(folder / "model.so", "rb") as library:  # an ELF file, which names its machine
-        code = int.from_bytes(library.read(20)[18:], "little")
-    machines = {183: ("aarch64", "arm64"), 62: ("x86_64", "AMD64")}.get(code, ())
-    if platform.machine() not in machines:
-        sys.exit(
-            f"model.so runs on {' or '.join(machines) or 'another machine'}, and this is "
-            f"{platform.machine()}: copy this folder to the board and run it there"
-        )
+    check_machine(folder / "model.so")
     weights = tvm.runtime.load_param_dict_from_file(str(folder / "model.params"))
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(folder / "model.so")), tvm.cpu())
     inputs = [
@@ -56,7 +63,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-'''.replace("{read_inputs}", READ_INPUTS)
+'''.replace("{read_inputs}", READ_INPUTS).replace("{check_machine}", _CHECK_MACHINE)
 
 BUCKETS_EXAMPLE = '''\
 """Runs the model once: python example.py NAME=FILE.npy ...
@@ -80,6 +87,8 @@ from tvm import relax
 
 
 {read_inputs}
+
+{check_machine}
 
 def find_size(arrays, buckets):
     """The size of the dim that gives the inputs their shapes; if any has, the smallest."""
@@ -127,14 +136,7 @@ def main() -> None:
         if list(array.shape) != shape:
             sys.exit(f"input {name!r} is {array.shape}, and has to be {tuple(shape)} here")
         arrays.append(fill(array, axes, bucket, buckets["pads"].get(name, 0)))
-    with open(program / "model.so", "rb") as library:  # an ELF file, which names its machine
-        code = int.from_bytes(library.read(20)[18:], "little")
-    machines = {183: ("aarch64", "arm64"), 62: ("x86_64", "AMD64")}.get(code, ())
-    if platform.machine() not in machines:
-        sys.exit(
-            f"model.so runs on {' or '.join(machines) or 'another machine'}, and this is "
-            f"{platform.machine()}: copy this folder to the board and run it there"
-        )
+    check_machine(program / "model.so")
     shared = folder / "model.params"
     weights = tvm.runtime.load_param_dict_from_file(
         str(shared if shared.is_file() else program / "model.params")
@@ -152,4 +154,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-'''.replace("{read_inputs}", READ_INPUTS)
+'''.replace("{read_inputs}", READ_INPUTS).replace("{check_machine}", _CHECK_MACHINE)
