@@ -49,6 +49,16 @@ class Verify(StrEnum):
     numeric = "numeric"
 
 
+VerifyLevel = Annotated[
+    Verify,
+    typer.Option(
+        metavar="LEVEL",
+        help="numeric: check the IR after every pass, run both models and compare; "
+        "structure: check the IR only; off: check nothing but the input.",
+    ),
+]
+
+
 def build(
     model: Model,
     target: Annotated[
@@ -106,14 +116,7 @@ def build(
     set: Set = None,
     dump_ir: DumpIr = None,
     print_after: PrintAfter = None,
-    verify: Annotated[
-        Verify,
-        typer.Option(
-            metavar="LEVEL",
-            help="numeric: check the IR after every pass, run both models and compare; "
-            "structure: check the IR only; off: check nothing but the input.",
-        ),
-    ] = Verify.numeric,
+    verify: VerifyLevel = Verify.numeric,
     jobs: Threads = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an artifact that lies at --out.")

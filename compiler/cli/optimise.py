@@ -24,7 +24,7 @@ from aigcc.cli.arguments import (
     complete_pipeline,
     dump_folder,
 )
-from aigcc.cli.build import Verify, show_edges, show_quality
+from aigcc.cli.build import Verify, VerifyLevel, show_edges, show_quality
 from aigcc.cli.render import as_json, line, progress, table
 from aigcc.cli.show import show_remarks
 from aigcc.errors import CompileError
@@ -86,14 +86,7 @@ def opt(
             "purpose.",
         ),
     ] = None,
-    verify: Annotated[
-        Verify,
-        typer.Option(
-            metavar="LEVEL",
-            help="numeric: check the IR after every pass, run both models and compare; "
-            "structure: check the IR only; off: check nothing but the input.",
-        ),
-    ] = Verify.numeric,
+    verify: VerifyLevel = Verify.numeric,
     dump_ir: DumpIr = None,
     print_after: PrintAfter = None,
     data_root: DataRoots = None,
