@@ -12,9 +12,10 @@ from aigcc.ir.shapes.inference import infer_shapes
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.rules import Builder
 
-_NARROW = frozenset({ir.DataType.BFLOAT16, ir.DataType.FLOAT16})
+NARROW = frozenset({ir.DataType.BFLOAT16, ir.DataType.FLOAT16})
 _BFLOAT16 = ir.DataType.BFLOAT16
-_TYPES = ("to", "dtype", "output_dtype")
+TYPES = ("to", "dtype", "output_dtype")
+"""Attributes that name the type of a result."""
 
 
 def computes_in_bfloat16(module: Module) -> bool:
@@ -71,7 +72,7 @@ def _names_bfloat16(graph: ir.Graph | ir.Function) -> bool:
 
 def _named(node: ir.Node) -> Iterator[int]:
     """The types that the attributes of a node name."""
-    for name in _TYPES:
+    for name in TYPES:
         yield node.attributes.get_int(name, 0)
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
@@ -83,7 +84,7 @@ def _made_narrow(module: Module) -> dict[str, ir.DataType]:
         value.name: value.dtype
         for node in module.nodes()
         for value in node.outputs
-        if value.name and value.dtype is not None and value.dtype in _NARROW
+        if value.name and value.dtype is not None and value.dtype in NARROW
     }
 
 

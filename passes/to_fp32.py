@@ -14,14 +14,11 @@ from aigcc.errors import PassError
 from aigcc.ir.module import Module
 from aigcc.ir.names import Names
 from aigcc.ir.weights import derive, is_small
+from aigcc.narrow import NARROW, TYPES
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass
 
 _FLOAT = ir.DataType.FLOAT
-_NARROW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-
-# Attributes that name the type of a result.
-_TYPES = ("to", "dtype", "output_dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +42,7 @@ class ToFp32(Pass):
         if not any(map(_is_narrow, values)):
             return
         for value in values:
-            if value.dtype in _NARROW and not _is_narrow(value):
+            if value.dtype in NARROW and not _is_narrow(value):
                 raise PassError(
                     f"{value.name!r} holds narrow floats, and is no tensor",
                     hint="run unpack-sequences first",
@@ -81,7 +78,7 @@ def _values(graph: ir.Graph | ir.Function) -> list[ir.Value]:
 
 
 def _is_narrow(value: ir.Value) -> bool:
-    return isinstance(value.type, ir.TensorType) and value.dtype in _NARROW
+    return isinstance(value.type, ir.TensorType) and value.dtype in NARROW
 
 
 def _cast(value: ir.Value, to: ir.DataType, name: str, names: Names) -> ir.Node:
@@ -137,13 +134,13 @@ def _widen_node(node: ir.Node) -> None:
             value.type = ir.TensorType(_FLOAT)
             if node.op_type == "Cast" and not node.domain:
                 node.attributes["to"] = ir.AttrInt64("to", int(_FLOAT))
-    for name in _TYPES:
-        if node.attributes.get_int(name, 0) in {int(dtype) for dtype in _NARROW}:
+    for name in TYPES:
+        if node.attributes.get_int(name, 0) in {int(dtype) for dtype in NARROW}:
             node.attributes[name] = ir.AttrInt64(name, int(_FLOAT))
     tensor = node.attributes.get("value")
     if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
         array = tensor.as_tensor()
-        if array.dtype in _NARROW:
+        if array.dtype in NARROW:
             wide = ir.tensor(_wide(array.numpy()), name=array.name)
             node.attributes["value"] = ir.AttrTensor("value", wide)
             node.outputs[0].const_value = wide if node.op_type == "Constant" else None
