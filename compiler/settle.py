@@ -60,7 +60,12 @@ def settle(module: Module) -> None:
     guess = {**unnamed_dims(module), **choose_dims(module)}
     if not guess or not len(module.graph) or guess.keys() <= declared(module).keys():
         return
-    first = _contradiction(module, guess) or _failure(module, guess)
+    first: CompileError | None = _contradiction(module, guess)
+    try:
+        reference = Reference(module)
+    except CompileError:  # what is not opened here is looked at elsewhere
+        reference = None
+    first = first or _failure(module, guess, reference)
     if first is None:
         return
     bases = [(guess, first)]
@@ -69,7 +74,7 @@ def settle(module: Module) -> None:
         for tried in itertools.islice(tries, _TRIES):
             if _contradiction(module, tried) is None:
                 runs += 1
-                other = _failure(module, tried)
+                other = _failure(module, tried, reference)
                 if other is None:
                     settle_on(module, tried)
                     return
@@ -93,11 +98,11 @@ def _contradiction(module: Module, sizes: Mapping[str, int]) -> ModelError | Non
     return None
 
 
-def _failure(module: Module, sizes: Mapping[str, int]) -> CompileError | None:
-    """What the reference says; a model that it does not open is looked at elsewhere."""
-    try:
-        reference = Reference(module)
-    except CompileError:
+def _failure(
+    module: Module, sizes: Mapping[str, int], reference: Reference | None
+) -> CompileError | None:
+    """What the reference says, where there is one."""
+    if reference is None:
         return None
     trial = module.clone()
     settle_on(trial, sizes)
