@@ -21,7 +21,7 @@ from aigcc.errors import CompileError
 from aigcc.exact import exact
 from aigcc.ir.draws import count_draws
 from aigcc.ir.module import Module
-from aigcc.reference import Reference, rounded_otherwise
+from aigcc.reference import Reference, explains, rounded_otherwise
 from aigcc.runtime import OrtSession
 
 Array = npt.NDArray[Any]
@@ -30,8 +30,6 @@ Outputs = Mapping[str, Array]
 SECONDS = 10.0
 """What all edges of a module may take together."""
 
-_ROUNDINGS = 4.0  # how much further off than rounding makes it an output may be
-_CHAOTIC = 0.1  # rounding that grows to this in the original grows to anything in other programs
 
 # Operators that take no empty dims in ONNX Runtime, and those that it spells as others, which have
 # no names.
@@ -259,7 +257,7 @@ class EdgeCheck:
         except CompileError:  # it does not run so, and tells nothing
             return False
         moved, error = (self._relative(each, expected) for each in (found, row))
-        return moved > self._tolerance and moved >= min(error / _ROUNDINGS, _CHAOTIC)
+        return explains(moved, error, self._tolerance)
 
     def _noisy(self, edge: Edge) -> Outputs:
         """The original's outputs where the digits that rounding takes are others."""

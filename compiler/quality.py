@@ -27,14 +27,12 @@ from aigcc.pipeline.bisect import find_first_wrong
 from aigcc.pipeline.context import Context
 from aigcc.pipeline.manager import Pass, PassRun
 from aigcc.ranges import declared
-from aigcc.reference import Reference, rounded_otherwise
+from aigcc.reference import ROUNDINGS, Reference, explains, rounded_otherwise
 from aigcc.samples import Samples, refuse_empty
 from aigcc.sizes import Elsewhere, compare_elsewhere
 from aigcc.target import Session, Target
 
 _BISECT_SECONDS = 20.0  # a wrong build is bisected at once where that takes no longer
-_ROUNDINGS = 4.0  # how much further off than rounding makes it an output may be
-_CHAOTIC = 0.1  # rounding that grows to this in the original grows to anything in other programs
 
 
 @dataclasses.dataclass
@@ -104,8 +102,7 @@ class Quality:
         found = []
         for row in self.wrong(tolerance):
             rounding = rounding_of(row.name, original, samples, self.sample[row.name])
-            is_explained = rounding >= min(row.relative / _ROUNDINGS, _CHAOTIC)
-            if tolerance < rounding and is_explained and not row.broken:
+            if explains(rounding, row.relative, tolerance) and not row.broken:
                 self.rounding[row.name] = rounding
             else:
                 found.append(row)
@@ -138,7 +135,7 @@ class Quality:
         """
         errors = [row.relative for row in self.worst.values() if not row.broken]
         for other in self.elsewhere:
-            other.refuse(max(tolerance, _ROUNDINGS * max(errors, default=0.0)), where)
+            other.refuse(max(tolerance, ROUNDINGS * max(errors, default=0.0)), where)
 
     def describe(self, samples: Samples) -> dict[str, Any]:
         """The facts that the manifest keeps."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from aigcc.analysis.cost import constants
 from aigcc.errors import CompileError, describe
 from aigcc.exact import exact, open_exact
 from aigcc.ir.module import Module
@@ -18,6 +19,10 @@ from aigcc.narrow import computes_in_bfloat16, has_narrow, in_float32
 from aigcc.noise import equal_noise
 from aigcc.runtime import NoKernelError, OrtSession
 
+ROUNDINGS = 4.0
+"""How much further off than rounding makes it an output may be."""
+
+_CHAOTIC = 0.1  # rounding that grows to this in the original grows to anything in other programs
 _LARGEST = 1 << 26  # bytes of weights that ONNX's evaluator, which holds them all, is given
 _OPERATOR = re.compile(r"implementation for (\w+)")
 _ERRORS = (
@@ -77,7 +82,7 @@ class Reference:
             else:
                 self.note = f"a copy in float32: {why}"
                 return session
-        if _bytes(module) > _LARGEST:
+        if sum(tensor.nbytes for _, tensor in constants(module)) > _LARGEST:
             raise error
         try:
             evaluator = _Evaluator(equal_noise(module))
@@ -127,15 +132,16 @@ def rounded_otherwise(module: Module) -> OrtSession:
     return open_exact(module, integers=True, rounds=True)
 
 
+def explains(rounding: float, error: float, tolerance: float) -> bool:
+    """Whether other roundings, which put an output off by so much, are why it is off.
+
+    Args:
+        rounding: The relative error of a program with other roundings than the reference's.
+        error: The relative error of the program that is judged.
+        tolerance: The largest relative error that needs no explanation.
+    """
+    return tolerance < rounding and rounding >= min(error / ROUNDINGS, _CHAOTIC)
+
+
 def _open(module: Module, threads: int | None, rounds: bool) -> OrtSession:
     return OrtSession(exact(module, rounds=rounds), optimise=False, threads=threads)
-
-
-def _bytes(module: Module) -> int:
-    weights = [
-        value.const_value
-        for graph in module.graphs()
-        if isinstance(graph, ir.Graph)
-        for value in graph.initializers.values()
-    ]
-    return sum(tensor.nbytes for tensor in weights if tensor is not None)
